@@ -1,0 +1,98 @@
+//! The machine's limits, measured once a round beside the points, and what came of all rounds.
+
+use super::plan::Spread;
+use hybra_kernels::limits::{ArithmeticLimit, MemoryReader};
+use hybra_kernels::{Cpu, limits};
+use serde::Serialize;
+
+/// The buffer whose reading is timed: this many times the last cache, and at least
+/// [`LEAST_BYTES`].
+const CACHES: u64 = 4;
+const LEAST_BYTES: u64 = 256 << 20;
+/// Machines with very large caches share them among many cores; more memory than this is not
+/// spent on measuring.
+const MOST_BYTES: u64 = 1 << 30;
+
+/// Samples of every limit.
+pub(crate) struct Limits {
+    reader: MemoryReader,
+    memory: Vec<f64>,
+    arithmetic: [Samples; 3],
+}
+
+/// One kind of arithmetic; no samples where the CPU has no instruction for it.
+struct Samples {
+    kind: &'static str,
+    measure: fn(&Cpu) -> Option<ArithmeticLimit>,
+    instruction: &'static str,
+    ops: Vec<f64>,
+}
+
+/// The limits after some rounds. Bytes and operations per second.
+#[derive(Clone, Serialize)]
+pub(crate) struct Measured {
+    pub(crate) memory_read: Spread,
+    pub(crate) f32_fma: Option<Arithmetic>,
+    pub(crate) bf16_dot: Option<Arithmetic>,
+    pub(crate) int8_dot: Option<Arithmetic>,
+}
+
+/// A kind of arithmetic and the instruction that was timed.
+#[derive(Clone, Serialize)]
+pub(crate) struct Arithmetic {
+    #[serde(flatten)]
+    pub(crate) ops: Spread,
+    pub(crate) instruction: &'static str,
+}
+
+impl Limits {
+    /// Takes the memory that is read; it stays until the end, so that the peak of the rest is
+    /// known.
+    pub(crate) fn new(last_cache_bytes: Option<u64>) -> Self {
+        let bytes = last_cache_bytes.unwrap_or(0).saturating_mul(CACHES);
+        let samples = |kind, measure| Samples { kind, measure, instruction: "", ops: Vec::new() };
+        Self {
+            reader: MemoryReader::new(bytes.clamp(LEAST_BYTES, MOST_BYTES) as usize),
+            memory: Vec::new(),
+            arithmetic: [
+                samples("f32", |cpu| Some(limits::f32_fma(cpu))),
+                samples("bf16", limits::bf16_dot),
+                samples("int8", limits::int8_dot),
+            ],
+        }
+    }
+
+    /// Bytes held for measuring.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.reader.bytes() as u64
+    }
+
+    /// One sample of each.
+    pub(crate) fn sample(&mut self, cpu: &Cpu) {
+        self.memory.push(self.reader.median(cpu));
+        for samples in &mut self.arithmetic {
+            if let Some(limit) = (samples.measure)(cpu) {
+                samples.instruction = limit.instruction;
+                samples.ops.push(limit.ops_per_second);
+            }
+        }
+    }
+
+    /// What the samples say.
+    ///
+    /// # Panics
+    /// If none was taken.
+    pub(crate) fn measured(&self) -> Measured {
+        let arithmetic = |kind: &str| {
+            let samples = self.arithmetic.iter().find(|s| s.kind == kind)?;
+            let ops = Spread::of(&samples.ops)?;
+            Some(Arithmetic { ops, instruction: samples.instruction })
+        };
+        Measured {
+            memory_read: Spread::of(&self.memory).expect("a sample was taken"),
+            f32_fma: arithmetic("f32"),
+            bf16_dot: arithmetic("bf16"),
+            int8_dot: arithmetic("int8"),
+        }
+    }
+}

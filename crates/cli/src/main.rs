@@ -1,0 +1,81 @@
+//! The `hybra` binary: parses the command line and hands over to one file per command.
+//!
+//! Only this crate prints. Results go to stdout; progress, warnings and errors go to stderr, so
+//! that `--json` output can be piped. Exit status: 0 success, 1 a command's own negative result
+//! (such as `verify` beyond tolerance) or an error, 2 wrong usage.
+#![forbid(unsafe_code)]
+
+mod bench;
+mod chat;
+mod convert;
+mod cpu;
+mod generate;
+mod hub;
+mod init;
+mod inspect;
+mod options;
+mod progress;
+mod reply;
+mod screen;
+mod session;
+mod size;
+mod source;
+mod verify;
+mod version;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Run, shrink and teach hybrid Mamba-2–Transformer reasoning models.
+///
+/// A MODEL is a Hugging Face directory, a .gguf file or a hub id such as
+/// nvidia/NVIDIA-Nemotron-Nano-9B-v2. Without one, the small reasoning model inside this binary
+/// is used.
+#[derive(Parser)]
+#[command(name = "hybra", disable_version_flag = true, subcommand_required = false)]
+struct Cli {
+    /// Print the version; with -v also instruction set, threads and features
+    #[arg(short = 'V', long)]
+    version: bool,
+    /// More detail (with --version)
+    #[arg(short, long)]
+    verbose: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Generate(generate::Args),
+    Chat(chat::Args),
+    Inspect(inspect::Args),
+    Verify(verify::Args),
+    Convert(convert::Args),
+    Init(init::Args),
+    Bench(bench::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.command {
+        _ if cli.version => version::print(cli.verbose),
+        Some(Command::Generate(args)) => generate::run(args),
+        Some(Command::Chat(args)) => chat::run(args),
+        Some(Command::Inspect(args)) => inspect::run(args),
+        Some(Command::Verify(args)) => verify::run(args),
+        Some(Command::Convert(args)) => convert::run(args),
+        Some(Command::Init(args)) => init::run(args),
+        Some(Command::Bench(args)) => bench::run(args),
+        None => {
+            use clap::CommandFactory;
+            return match Cli::command().print_help() {
+                Ok(()) => ExitCode::from(2),
+                Err(_) => ExitCode::FAILURE,
+            };
+        }
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}

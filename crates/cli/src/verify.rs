@@ -1,0 +1,164 @@
+//! `hybra verify`: compares the model's numbers with a reference file of another implementation.
+//!
+//! Exit status 0: everything within tolerance, all greedy tokens and all dequantized weights
+//! equal; 1: not so, or an error.
+
+mod case;
+mod difference;
+mod reference;
+mod report;
+mod weights;
+
+use crate::cpu::CpuArgs;
+use crate::options::KvDtypeArg;
+use crate::source::{self, Source};
+use anyhow::{Context, Result};
+use case::{Compared, Runner};
+use clap::ValueEnum;
+use hybra_checkpoint::Checkpoint;
+use hybra_kernels::Cpu;
+use hybra_model::NemotronH;
+use reference::{Case, Reference};
+use report::{ErrorLine, FirstLayer, GreedyLine, NotCompared, Report, TensorLine, WeightLine};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// Compare logits, hidden states and greedy tokens with a reference file
+#[derive(clap::Args)]
+#[command(after_help = "\
+The reference is a safetensors file with, for B prompts of T tokens:
+  input_ids         I64 [B, T]     the prompts
+  logits            F32 [B, k, V]  of the last k tokens
+  hidden.N          F32 [B, T, h]  residual stream after block N
+  greedy            I64 [B, n]     most probable tokens after the prompts
+  dequantized.NAME  F32            values of the checkpoint's tensor NAME
+All but input_ids are optional. Several prompts: 0.input_ids, 0.logits, 1.input_ids, ...
+
+A tensor passes if ||found - expected|| / ||expected|| is within the tolerance; greedy tokens and
+dequantized weights must be equal. Exit status: 0 pass, 1 fail or error.
+
+Examples:
+  hybra verify ./model --reference reference.safetensors
+  hybra verify model.gguf --reference logits.safetensors --tolerance 1e-3 --json
+  hybra verify ./model --reference reference.safetensors --chunk 64
+  HYBRA_ISA=avx2 hybra verify ./model --reference reference.safetensors")]
+pub(crate) struct Args {
+    /// Directory, .gguf file or hub id [default: the model inside this binary]
+    model: Option<String>,
+    /// The reference file
+    #[arg(short, long, value_name = "FILE")]
+    reference: PathBuf,
+    /// Largest relative error that passes
+    #[arg(long, value_name = "T", default_value = "2e-5", value_parser = tolerance)]
+    tolerance: f64,
+    /// Feed prompts in pieces of N tokens, to compare that with one pass
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    chunk: Option<u32>,
+    /// Number type of the key/value cache
+    #[arg(long, value_enum, default_value = "f32")]
+    kv_dtype: KvDtypeArg,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    cpu: CpuArgs,
+}
+
+fn tolerance(text: &str) -> Result<f64, String> {
+    let value = text.parse::<f64>().ok().filter(|t| t.is_finite() && *t >= 0.0);
+    value.ok_or_else(|| format!("expected a number such as 2e-5, found {text:?}"))
+}
+
+/// Runs the command.
+pub(crate) fn run(args: Args) -> Result<ExitCode> {
+    let cpu = args.cpu.cpu()?;
+    let source = source::resolve(args.model.as_deref())?;
+    let model = source::load_model(&source)?;
+    let file = Checkpoint::open(&args.reference).context("--reference")?;
+    let reference = Reference::read(&file, model.config())?;
+    let report = compare(&args, &cpu, &source, &model, reference)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{report}");
+    }
+    Ok(if report.pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn compare(
+    args: &Args,
+    cpu: &Cpu,
+    source: &Source,
+    model: &NemotronH,
+    reference: Reference<'_>,
+) -> Result<Report> {
+    let started = Instant::now();
+    let chunk = args.chunk.map(|n| n as usize);
+    let runner = Runner { cpu, model, kv_dtype: args.kv_dtype.into(), chunk };
+    let (mut tensors, mut greedy) = (Vec::new(), Vec::new());
+    for case in &reference.cases {
+        let compared = runner.run(case)?;
+        lines(case, compared, args.tolerance, &mut tensors, &mut greedy);
+    }
+    let dequantized = reference.dequantized.iter().map(|(name, expected)| {
+        let decoded = weights::compare(cpu, &source.checkpoint, name, *expected)?;
+        Ok(WeightLine {
+            name: name.clone(),
+            dtype: source.checkpoint.require(name)?.dtype.name().to_owned(),
+            shape: expected.shape.to_vec(),
+            differing_values: decoded.differing,
+            error: ErrorLine::new(&decoded.difference, expected.shape),
+        })
+    });
+    let dequantized = dequantized.collect::<Result<Vec<_>>>()?;
+    let not_compared = reference.not_compared.into_iter();
+    let layers = &model.config().layers;
+    let kv_dtype = args.kv_dtype.to_possible_value();
+    let report = Report {
+        model: source.name.clone(),
+        reference: args.reference.display().to_string(),
+        isa: cpu.isa().name(),
+        threads: cpu.pool().threads(),
+        kv_dtype: kv_dtype.map_or_else(String::new, |name| name.get_name().to_owned()),
+        chunk,
+        tolerance: args.tolerance,
+        pass: false,
+        worst_relative_error: None,
+        first_layer_beyond: FirstLayer::find(&tensors, |layer| layers[layer].kind()),
+        tensors,
+        greedy,
+        dequantized,
+        not_compared: not_compared.map(|(name, reason)| NotCompared { name, reason }).collect(),
+        seconds: started.elapsed().as_secs_f64(),
+    };
+    Ok(report.conclude())
+}
+
+/// Adds the lines of one prompt.
+fn lines(
+    case: &Case<'_>,
+    compared: Compared,
+    tolerance: f64,
+    tensors: &mut Vec<TensorLine>,
+    greedy: &mut Vec<GreedyLine>,
+) {
+    let prefix = &case.prefix;
+    let logits =
+        compared.logits.iter().zip(case.logits).map(|(difference, tensor)| {
+            (format!("{prefix}logits"), None, difference, tensor.shape)
+        });
+    let hidden = compared.hidden.iter().map(|(layer, difference)| {
+        let shape = case.hidden[layer].shape;
+        (format!("{prefix}hidden.{layer}"), Some(*layer), difference, shape)
+    });
+    tensors.extend(logits.chain(hidden).map(|(name, layer, difference, shape)| TensorLine {
+        name,
+        layer,
+        shape: shape.to_vec(),
+        error: ErrorLine::new(difference, shape),
+        pass: difference.is_within(tolerance),
+    }));
+    let sequences = compared.greedy.into_iter().enumerate();
+    greedy.extend(sequences.map(|(i, g)| GreedyLine::new(format!("{prefix}greedy"), i, g)));
+}

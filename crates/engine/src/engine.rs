@@ -1,0 +1,364 @@
+//! The step loop: which tokens go through the model next, and what their logits become.
+//!
+//! Every step takes one token of each running sequence and fills the rest of the token budget
+//! with prompts (chunked prefill), runs the model once, and lets each sequence's thinking budget
+//! or the sampler decide its next token.
+//!
+//! Invariants: prompts are split only at multiples of the model's scan chunk, so a sequence's
+//! tokens have the same bits whatever else is in the batch; a sequence that fails ends alone;
+//! randomness depends on (seed, position) only.
+
+use crate::error::RequestError;
+use crate::logits_processor::TokenHistory;
+use crate::request::ServerBudget;
+use crate::sampler::{Draw, SampleInput, Sampler, TokenLogprob};
+use crate::sequence::{Event, FinishReason, GenerationRequest, Sequence, SequenceId, TokenEvent};
+use crate::thinking_budget::{
+    BudgetPlan, EosAction, FinishCause, ThinkingBudget, ThinkingConfig, ThinkingVocab, TokenRoom,
+};
+use hybra_kernels::Cpu;
+use hybra_kernels::ops::attention::KvDtype;
+use hybra_model::{Activations, Batch, LogitsFor, NemotronH, NoObserver, SCAN_CHUNK};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+/// The bytes behind token ids.
+pub trait TokenTable: Send + Sync {
+    /// Bytes of `id`; empty for control tokens.
+    fn bytes(&self, id: u32) -> &[u8];
+}
+
+/// Limits of an engine.
+#[derive(Clone, Debug)]
+pub struct EngineConfig {
+    /// Sequences that run at the same time.
+    pub max_num_seqs: usize,
+    /// Tokens of one step; rounded up to a multiple of the scan chunk.
+    pub max_num_batched_tokens: usize,
+    /// Longest sequence, prompt and output.
+    pub max_model_len: usize,
+    /// Number type of keys and values.
+    pub kv_dtype: KvDtype,
+    /// The operator's default and ceiling for thinking budgets.
+    pub server_budget: ServerBudget,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            max_num_seqs: 16,
+            max_num_batched_tokens: 512,
+            max_model_len: 131_072,
+            kv_dtype: KvDtype::Bf16,
+            server_budget: ServerBudget::default(),
+        }
+    }
+}
+
+/// Generates for many requests at once. Single-threaded: one owner calls [`Engine::step`].
+pub struct Engine {
+    model: Arc<NemotronH>,
+    cpu: Arc<Cpu>,
+    vocab: Arc<ThinkingVocab>,
+    table: Arc<dyn TokenTable>,
+    config: EngineConfig,
+    waiting: VecDeque<Sequence>,
+    running: Vec<Sequence>,
+    next_id: u64,
+    batch: Batch,
+    activations: Activations,
+    sampler: Sampler,
+    ended: Vec<Event>,
+}
+
+impl Engine {
+    /// An engine without requests.
+    pub fn new(
+        model: Arc<NemotronH>,
+        cpu: Arc<Cpu>,
+        vocab: Arc<ThinkingVocab>,
+        table: Arc<dyn TokenTable>,
+        mut config: EngineConfig,
+    ) -> Self {
+        let chunks = config.max_num_batched_tokens.max(1).div_ceil(SCAN_CHUNK);
+        config.max_num_batched_tokens = chunks * SCAN_CHUNK;
+        config.max_num_seqs = config.max_num_seqs.max(1);
+        Self {
+            model,
+            cpu,
+            vocab,
+            table,
+            config,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            next_id: 0,
+            batch: Batch::default(),
+            activations: Activations::new(),
+            sampler: Sampler::new(),
+            ended: Vec::new(),
+        }
+    }
+
+    /// The model.
+    pub fn model(&self) -> &NemotronH {
+        &self.model
+    }
+
+    /// Whether nothing is left to do.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_empty() && self.ended.is_empty()
+    }
+
+    /// Queues a request.
+    ///
+    /// # Errors
+    /// A field out of range, a contradiction, a token outside the vocabulary, or a prompt that
+    /// leaves no room in the context.
+    pub fn add(&mut self, request: GenerationRequest) -> Result<SequenceId, RequestError> {
+        let vocab_size = self.model.config().vocab_size;
+        request.sampling.validate(vocab_size)?;
+        request.thinking.validate(request.sampling.max_tokens)?;
+        self.check_prompt(&request.prompt)?;
+        let prompt_len = request.prompt.len();
+        let context = self.config.max_model_len - prompt_len;
+        let max_tokens = request.sampling.max_tokens.map_or(context, |m| context.min(m as usize));
+        let room = TokenRoom {
+            max_tokens: request.sampling.max_tokens,
+            context: u32::try_from(context).unwrap_or(u32::MAX),
+            answer_reserve: request.thinking.answer_token_reserve,
+            insertion_len: request.insertion.max_len(),
+        };
+        let resolved = request.thinking.resolve(self.config.server_budget);
+        let config = ThinkingConfig {
+            plan: BudgetPlan::new(resolved, request.reserve_answer.then_some(room)),
+            start: request.start,
+            min_thinking_tokens: request.thinking.min_thinking_tokens,
+            tools: request.tools,
+            stop_in_thinking: request.thinking.stop_in_thinking,
+        };
+        let id = SequenceId(self.next_id);
+        self.next_id += 1;
+        self.waiting.push_back(Sequence {
+            id,
+            max_len: prompt_len + max_tokens,
+            prompt_len,
+            state: self.model.new_state(self.config.kv_dtype),
+            history: TokenHistory::new(&request.prompt),
+            tokens: request.prompt,
+            sampling: request.sampling,
+            eos: request.eos_token_ids,
+            budget: ThinkingBudget::new(Arc::clone(&self.vocab), request.insertion, config),
+        });
+        Ok(id)
+    }
+
+    fn check_prompt(&self, prompt: &[u32]) -> Result<(), RequestError> {
+        let vocab_size = self.model.config().vocab_size;
+        if let Some(&found) = prompt.iter().find(|&&id| id as usize >= vocab_size) {
+            return Err(RequestError::TokenOutOfVocab { field: "prompt", vocab_size, found });
+        }
+        if prompt.is_empty() || prompt.len() >= self.config.max_model_len {
+            let expected = "1 token or more, and fewer than the context length (max_model_len)";
+            let found = format!("{} tokens", prompt.len());
+            return Err(RequestError::OutOfRange { field: "prompt", expected, found });
+        }
+        Ok(())
+    }
+
+    /// Ends the thinking section of a sequence at the next step; false if it is not thinking.
+    pub fn end_thinking(&mut self, id: SequenceId) -> bool {
+        let sequences = self.running.iter_mut().chain(&mut self.waiting);
+        sequences.filter(|s| s.id == id).any(|s| s.budget.end_now())
+    }
+
+    /// Ends a sequence; its last event comes with the next step. False if it is unknown.
+    pub fn cancel(&mut self, id: SequenceId) -> bool {
+        let Some(mut sequence) = self.take(id) else { return false };
+        let runs = sequence.budget.finish(FinishCause::Cancel);
+        let event = sequence.finish_event(FinishReason::Cancelled, None, runs);
+        self.ended.push(Event::Finish(event));
+        true
+    }
+
+    fn take(&mut self, id: SequenceId) -> Option<Sequence> {
+        if let Some(i) = self.running.iter().position(|s| s.id == id) {
+            return Some(self.running.remove(i));
+        }
+        let i = self.waiting.iter().position(|s| s.id == id)?;
+        self.waiting.remove(i)
+    }
+
+    /// Runs the model once and appends what happened to `events`.
+    pub fn step(&mut self, events: &mut Vec<Event>) {
+        events.append(&mut self.ended);
+        while self.running.len() < self.config.max_num_seqs
+            && let Some(sequence) = self.waiting.pop_front()
+        {
+            self.running.push(sequence);
+        }
+        let fed = self.schedule();
+        if fed.is_empty() {
+            return;
+        }
+        let mut states: Vec<_> = self
+            .running
+            .iter_mut()
+            .enumerate()
+            .filter(|(i, _)| fed.contains(i))
+            .map(|(_, s)| &mut s.state)
+            .collect();
+        let logits = self
+            .model
+            .forward(&self.cpu, &self.batch, &mut states, &mut self.activations, &mut NoObserver)
+            .expect("prompts and sampled tokens are inside the vocabulary");
+        let mut rows = logits.chunks(self.model.config().vocab_size);
+        let mut finished = Vec::new();
+        for (&i, segment) in fed.iter().zip(self.batch.segments()) {
+            let sequence = &mut self.running[i];
+            if sequence.output_len() == 0 {
+                let (done, total) = (sequence.state.len(), sequence.prompt_len);
+                events.push(Event::Prefill { sequence: sequence.id, done, total });
+            }
+            if segment.logits == LogitsFor::None {
+                continue;
+            }
+            let row = rows.next().expect("one row per segment with logits");
+            if next_token(sequence, row, &mut self.sampler, &*self.table, events) {
+                finished.push(i);
+            }
+        }
+        for i in finished.into_iter().rev() {
+            self.running.remove(i);
+        }
+    }
+
+    /// Fills the batch; returns the indices of the sequences in it, ascending.
+    fn schedule(&mut self) -> Vec<usize> {
+        self.batch.clear();
+        let mut left = self.config.max_num_batched_tokens;
+        let decoding = self.running.iter().filter(|s| s.pending().len() == 1).count();
+        // Decoding comes first; what remains is shared by prompts in order of arrival.
+        let mut prefill = left.saturating_sub(decoding) / SCAN_CHUNK * SCAN_CHUNK;
+        if prefill == 0 {
+            prefill = SCAN_CHUNK;
+            left = prefill + decoding;
+        }
+        let mut fed = Vec::new();
+        for (i, sequence) in self.running.iter().enumerate() {
+            let pending = sequence.pending();
+            let len = if pending.len() == 1 {
+                1
+            } else if pending.len() <= prefill {
+                pending.len()
+            } else {
+                prefill
+            };
+            if len == 0 || len > left {
+                continue;
+            }
+            left -= len;
+            if pending.len() > 1 {
+                prefill = (prefill - len) / SCAN_CHUNK * SCAN_CHUNK;
+            }
+            let logits = if len == pending.len() { LogitsFor::Last } else { LogitsFor::None };
+            self.batch.push(&pending[..len], logits);
+            fed.push(i);
+        }
+        fed
+    }
+}
+
+/// Decides the token after `logits`; true if the sequence is over.
+fn next_token(
+    sequence: &mut Sequence,
+    logits: &[f32],
+    sampler: &mut Sampler,
+    table: &dyn TokenTable,
+    events: &mut Vec<Event>,
+) -> bool {
+    let token = match choose(sequence, logits, sampler) {
+        Ok(Some(token)) => token,
+        Ok(None) => return end(sequence, FinishCause::Eos, FinishReason::Stop, events),
+        Err(error) => {
+            let runs = sequence.budget.finish(FinishCause::Cancel);
+            let error = Some(error);
+            let event = sequence.finish_event(FinishReason::Failed, error, runs);
+            events.push(Event::Finish(event));
+            return true;
+        }
+    };
+    let stops = sequence.budget.stops_apply();
+    let step = sequence.budget.push(token, table.bytes(token));
+    let (logprob, top_logprobs) = logprobs(sequence, logits, token, sampler);
+    if !step.forced {
+        sequence.history.observe(token);
+    }
+    sequence.tokens.push(token);
+    events.push(Event::Token(TokenEvent {
+        sequence: sequence.id,
+        token,
+        logprob,
+        top_logprobs,
+        step,
+    }));
+    if stops && !step.forced && sequence.sampling.stop_token_ids.contains(&token) {
+        return end(sequence, FinishCause::Stop, FinishReason::Stop, events);
+    }
+    if sequence.tokens.len() >= sequence.max_len {
+        return end(sequence, FinishCause::MaxTokens, FinishReason::Length, events);
+    }
+    false
+}
+
+/// The forced token, or a sampled one; `None` at the end of the sequence.
+fn choose(
+    sequence: &mut Sequence,
+    logits: &[f32],
+    sampler: &mut Sampler,
+) -> Result<Option<u32>, String> {
+    if let Some(token) = sequence.budget.forced_next() {
+        return Ok(Some(token));
+    }
+    let params = &sequence.sampling;
+    let below_minimum = sequence.output_len() < params.min_tokens as usize;
+    let no_eos = below_minimum || sequence.budget.forbids_eos();
+    let eos: &[u32] = if no_eos { &sequence.eos } else { &[] };
+    let stop: &[u32] = if below_minimum { &params.stop_token_ids } else { &[] };
+    let input = SampleInput {
+        params,
+        history: &sequence.history,
+        forbidden: &[sequence.budget.forbidden(), eos, stop],
+        draw: Draw { seed: params.seed.unwrap_or(0), position: sequence.output_len() as u64 },
+    };
+    let token = sampler.sample(logits, input).map_err(|e| e.to_string())?;
+    if params.ignore_eos || !sequence.eos.contains(&token) {
+        return Ok(Some(token));
+    }
+    match sequence.budget.on_eos() {
+        EosAction::Finish => Ok(None),
+        EosAction::CloseAndContinue => Ok(sequence.budget.forced_next()),
+    }
+}
+
+fn logprobs(
+    sequence: &Sequence,
+    logits: &[f32],
+    token: u32,
+    sampler: &mut Sampler,
+) -> (Option<f32>, Vec<TokenLogprob>) {
+    let Some(top) = sequence.sampling.logprobs else { return (None, Vec::new()) };
+    let mut most = Vec::new();
+    // A forced token needs no sound logits; a row that is not finite has no log-probabilities.
+    (sampler.logprobs(logits, token, top as usize, &mut most).ok(), most)
+}
+
+fn end(
+    sequence: &mut Sequence,
+    cause: FinishCause,
+    reason: FinishReason,
+    events: &mut Vec<Event>,
+) -> bool {
+    let runs = sequence.budget.finish(cause);
+    events.push(Event::Finish(sequence.finish_event(reason, None, runs)));
+    true
+}

@@ -1,0 +1,146 @@
+//! One request inside the engine: its tokens, its model state and its thinking budget.
+//!
+//! Invariant: `state` has read the first `state.len()` of the sequence's tokens (prompt, then
+//! output); everything after them is still to be fed.
+
+use crate::logits_processor::TokenHistory;
+use crate::request::{SamplingParams, ThinkingParams};
+use crate::sampler::TokenLogprob;
+use crate::thinking_budget::{Insertion, ReasoningBudget, Runs, Start, Step, ThinkingBudget};
+use hybra_model::SequenceState;
+use std::sync::Arc;
+
+/// Name of a sequence, unique within an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct SequenceId(pub u64);
+
+/// What an engine is asked to generate.
+#[derive(Clone, Debug)]
+pub struct GenerationRequest {
+    /// The prompt; at least one token.
+    pub prompt: Vec<u32>,
+    /// How tokens are chosen and when to stop.
+    pub sampling: SamplingParams,
+    /// The thinking budget as asked for.
+    pub thinking: ThinkingParams,
+    /// Where the prompt leaves off.
+    pub start: Start,
+    /// What a cut inserts.
+    pub insertion: Arc<Insertion>,
+    /// Whether part of `max_tokens` and of the context is kept for the answer (not for raw
+    /// completions without a budget).
+    pub reserve_answer: bool,
+    /// The request has tools.
+    pub tools: bool,
+    /// Tokens that end the sequence.
+    pub eos_token_ids: Vec<u32>,
+}
+
+/// Why a sequence ended, as OpenAI's `finish_reason`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// End-of-sequence or a stop token.
+    Stop,
+    /// `max_tokens` or the context is used up.
+    Length,
+    /// The caller cancelled it.
+    Cancelled,
+    /// Its logits were not finite; other sequences go on.
+    Failed,
+}
+
+/// One generated token.
+#[derive(Clone, Debug)]
+pub struct TokenEvent {
+    /// Whose token.
+    pub sequence: SequenceId,
+    /// The token.
+    pub token: u32,
+    /// Its log-probability under the raw model distribution, if asked for.
+    pub logprob: Option<f32>,
+    /// The most probable tokens, if asked for.
+    pub top_logprobs: Vec<TokenLogprob>,
+    /// Phase, forced mark and released bytes.
+    pub step: Step,
+}
+
+/// The end of a sequence.
+#[derive(Clone, Debug)]
+pub struct FinishEvent {
+    /// Which sequence.
+    pub sequence: SequenceId,
+    /// Why.
+    pub reason: FinishReason,
+    /// What went wrong, for [`FinishReason::Failed`].
+    pub error: Option<String>,
+    /// Bytes that were held back and are released now.
+    pub runs: Runs,
+    /// Prompt tokens.
+    pub prompt_tokens: usize,
+    /// Generated tokens, forced ones included.
+    pub completion_tokens: usize,
+    /// Tokens of the thinking section, forced ones and the close tag included.
+    pub reasoning_tokens: u32,
+    /// The budget's counters.
+    pub budget: ReasoningBudget,
+}
+
+/// What a step of the engine reports.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Part of a prompt was read: `done` of `total` tokens.
+    Prefill {
+        /// Whose prompt.
+        sequence: SequenceId,
+        /// Tokens read.
+        done: usize,
+        /// Tokens in all.
+        total: usize,
+    },
+    /// A token.
+    Token(TokenEvent),
+    /// An end; the last event of its sequence.
+    Finish(FinishEvent),
+}
+
+pub(crate) struct Sequence {
+    pub(crate) id: SequenceId,
+    pub(crate) tokens: Vec<u32>,
+    pub(crate) prompt_len: usize,
+    pub(crate) max_len: usize,
+    pub(crate) state: SequenceState,
+    pub(crate) sampling: SamplingParams,
+    pub(crate) history: TokenHistory,
+    pub(crate) eos: Vec<u32>,
+    pub(crate) budget: ThinkingBudget,
+}
+
+impl Sequence {
+    /// Generated tokens so far.
+    pub(crate) fn output_len(&self) -> usize {
+        self.tokens.len() - self.prompt_len
+    }
+
+    /// Tokens not yet read by the model.
+    pub(crate) fn pending(&self) -> &[u32] {
+        &self.tokens[self.state.len()..]
+    }
+
+    pub(crate) fn finish_event(
+        &self,
+        reason: FinishReason,
+        error: Option<String>,
+        runs: Runs,
+    ) -> FinishEvent {
+        FinishEvent {
+            sequence: self.id,
+            reason,
+            error,
+            runs,
+            prompt_tokens: self.prompt_len,
+            completion_tokens: self.output_len(),
+            reasoning_tokens: self.budget.reasoning_tokens(),
+            budget: self.budget.report(),
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! Functions of single values.
+//!
+//! - [`relu2`]: `x ← max(x, 0)²` (So et al. 2021, "Primer"), NaN stays NaN.
+//! - [`add_assign`]: `x ← x + y`, the residual stream.
+//! - [`softplus`]: `ln(1 + eˣ)`, without overflow and without loss for small arguments.
+
+use crate::Cpu;
+use crate::buffer::{MatMut, MatRef};
+use crate::simd::{Simd, WithSimd, dispatch};
+
+/// Values that a worker takes at a time, rounded to rows.
+const VALUES_PER_PART: usize = 16 * 1024;
+
+/// `x ← max(x, 0)²`.
+pub fn relu2(cpu: &Cpu, x: MatMut) {
+    let (isa, operations) = (cpu.isa(), 2 * x.rows() * x.cols());
+    let height = (VALUES_PER_PART / x.cols()).max(1);
+    cpu.pool().for_parts_sized(operations, x.row_panels(height), |_, x| dispatch(isa, Relu2(x)));
+}
+
+struct Relu2<'a>(MatMut<'a>);
+
+impl WithSimd for Relu2<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        for r in 0..self.0.rows() {
+            for x in self.0.row_mut(r).chunks_mut(S::LANES) {
+                // The value is the second operand: `max` keeps it where it is NaN.
+                let v = s.max(s.zero(), s.load_partial(x));
+                s.store_partial(s.mul(v, v), x);
+            }
+        }
+    }
+}
+
+/// `x ← x + y`.
+///
+/// # Panics
+/// If the shapes disagree.
+pub fn add_assign(cpu: &Cpu, x: MatMut, y: MatRef) {
+    assert_eq!((x.rows(), x.cols()), (y.rows(), y.cols()), "sum of two matrices");
+    let (isa, operations) = (cpu.isa(), x.rows() * x.cols());
+    let height = (VALUES_PER_PART / x.cols()).max(1);
+    cpu.pool().for_parts_sized(operations, x.row_panels(height), |i, x| {
+        let y = y.rows_at(i * height, x.rows());
+        dispatch(isa, AddAssign { x, y });
+    });
+}
+
+struct AddAssign<'a> {
+    x: MatMut<'a>,
+    y: MatRef<'a>,
+}
+
+impl WithSimd for AddAssign<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        for r in 0..self.x.rows() {
+            let x = self.x.row_mut(r).chunks_mut(S::LANES);
+            for (x, y) in x.zip(self.y.row(r).chunks(S::LANES)) {
+                s.store_partial(s.add(s.load_partial(x), s.load_partial(y)), x);
+            }
+        }
+    }
+}
+
+/// `ln(1 + e^x)`.
+pub fn softplus(x: f32) -> f32 {
+    // Above 20 the rest, e^−x, is below half a unit in the last place.
+    if x > 20.0 { x } else { x.exp().ln_1p() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{assert_near, assert_same_bits, on_every_cpu, values};
+
+    #[test]
+    fn relu2_agrees_with_the_formula_and_keeps_nan() {
+        for (rows, cols) in [(0, 3), (1, 1), (5, 37), (40, 3000)] {
+            let mut x = values(rows * (cols + 2), 1);
+            if let Some(v) = x.first_mut() {
+                *v = f32::NAN;
+            }
+            let width = cols + 2;
+            for (isa, got) in on_every_cpu(|cpu| {
+                let mut x = x.clone();
+                relu2(cpu, MatMut::new(&mut x, width).columns(0, cols));
+                x
+            }) {
+                for (i, (&got, &x)) in got.iter().zip(&x).enumerate() {
+                    let want =
+                        if i % width >= cols || x.is_nan() { x } else { x.max(0.0) * x.max(0.0) };
+                    assert!(got == want || (got.is_nan() && want.is_nan()), "{isa} {i}: {got}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn add_assign_adds() {
+        for (rows, cols) in [(0, 3), (1, 1), (5, 37), (40, 3000)] {
+            let (x, y) = (values(rows * cols, 1), values(rows * (cols + 1), 2));
+            let y = MatRef::new(&y, cols + 1).columns(1, cols);
+            let want: Vec<f32> =
+                (0..rows * cols).map(|i| x[i] + y.row(i / cols)[i % cols]).collect();
+            for (isa, got) in on_every_cpu(|cpu| {
+                let mut x = x.clone();
+                add_assign(cpu, MatMut::new(&mut x, cols), y);
+                x
+            }) {
+                assert_same_bits(&got, &want, &format!("{isa} {rows}×{cols}"));
+            }
+        }
+    }
+
+    #[test]
+    fn softplus_is_accurate_everywhere() {
+        for i in -4000..4000 {
+            let x = i as f32 * 0.02;
+            let want = f64::from(x).exp().ln_1p();
+            assert_near(&[softplus(x) / want as f32], &[1.0], 3e-7, &format!("softplus({x})"));
+        }
+        assert_eq!(softplus(-1e4), 0.0);
+        assert_eq!(softplus(1e30), 1e30);
+        assert!(softplus(f32::NAN).is_nan());
+    }
+}

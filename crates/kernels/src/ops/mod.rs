@@ -1,0 +1,16 @@
+//! One file per op: formula and source, naive twin, body over [`crate::simd::Simd`], tests.
+
+pub mod activation;
+pub mod attention;
+pub mod causal_conv1d;
+pub mod embedding;
+pub mod gemm;
+mod kv_cache;
+pub mod quantize;
+pub mod rms_norm;
+pub mod selective_state_update;
+pub mod ssd;
+mod ssd_chunk;
+#[cfg(test)]
+mod testing;
+mod tile;

@@ -1,0 +1,172 @@
+//! The register tile of the ops that multiply small matrices (SSD chunks, attention blocks).
+//!
+//! A tile is R rows by V vectors of an output that is contiguous along its columns:
+//! `acc[r, c] += Σ_k a[r, k] · b[k, c]`, one fused multiply-add per product, k ascending. The
+//! order does not depend on R and V, so an output's bits do not depend on the tile it fell in.
+
+use crate::simd::Simd;
+
+/// A value that widens to f32 when it is loaded.
+pub(crate) trait Element: Copy + Send + Sync + 'static {
+    /// The first `LANES` values of `v`.
+    fn load<S: Simd>(s: S, v: &[Self]) -> S::V;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn load<S: Simd>(s: S, v: &[f32]) -> S::V {
+        s.load(v)
+    }
+}
+
+/// The bits of a bf16.
+impl Element for u16 {
+    #[inline(always)]
+    fn load<S: Simd>(s: S, v: &[u16]) -> S::V {
+        s.load_bf16(v)
+    }
+}
+
+/// `acc[r][v] += Σ_k a[r][k] · b[k · stride + v · LANES ..]`.
+#[inline(always)]
+pub(crate) fn accumulate<S: Simd, E: Element, const R: usize, const V: usize>(
+    s: S,
+    mut acc: [[S::V; V]; R],
+    a: [&[f32]; R],
+    b: &[E],
+    stride: usize,
+) -> [[S::V; V]; R] {
+    let len = a[0].len();
+    let a = a.map(|row| &row[..len]);
+    for (k, row) in b.chunks(stride).take(len).enumerate() {
+        let row = &row[..V * S::LANES];
+        let mut columns = [s.zero(); V];
+        for v in 0..V {
+            columns[v] = E::load(s, &row[v * S::LANES..]);
+        }
+        for r in 0..R {
+            let x = s.splat(a[r][k]);
+            for v in 0..V {
+                acc[r][v] = s.fma(x, columns[v], acc[r][v]);
+            }
+        }
+    }
+    acc
+}
+
+/// An output that is computed tile by tile.
+pub(crate) trait Tiled {
+    /// Computes the rows `row .. row + R` and the columns from `col`, V vectors wide.
+    fn tile<S: Simd, const R: usize, const V: usize>(&mut self, s: S, row: usize, col: usize);
+}
+
+/// Most rows of a tile; with `REGISTERS / 8` vectors the accumulators fill three quarters of the
+/// registers.
+pub(crate) const MAX_ROWS: usize = 6;
+
+/// Covers the rows and `vectors` vectors of columns with tiles of nearly equal size.
+#[inline(always)]
+pub(crate) fn cover<S: Simd, T: Tiled>(
+    s: S,
+    op: &mut T,
+    rows: std::ops::Range<usize>,
+    vectors: usize,
+) {
+    let mut row = rows.start;
+    while row < rows.end {
+        let height = even_share(rows.end - row, MAX_ROWS);
+        match height {
+            1 => row_of_tiles::<S, T, 1>(s, op, row, vectors),
+            2 => row_of_tiles::<S, T, 2>(s, op, row, vectors),
+            3 => row_of_tiles::<S, T, 3>(s, op, row, vectors),
+            4 => row_of_tiles::<S, T, 4>(s, op, row, vectors),
+            5 => row_of_tiles::<S, T, 5>(s, op, row, vectors),
+            _ => row_of_tiles::<S, T, MAX_ROWS>(s, op, row, vectors),
+        }
+        row += height;
+    }
+}
+
+#[inline(always)]
+fn row_of_tiles<S: Simd, T: Tiled, const R: usize>(s: S, op: &mut T, row: usize, vectors: usize) {
+    let most = S::REGISTERS / 8;
+    let mut done = 0;
+    while done < vectors {
+        let width = even_share(vectors - done, most);
+        let col = done * S::LANES;
+        // The tests on `most` are constant: the code of larger tiles is left out.
+        match width {
+            4 if most >= 4 => op.tile::<S, R, 4>(s, row, col),
+            3 if most >= 3 => op.tile::<S, R, 3>(s, row, col),
+            2 => op.tile::<S, R, 2>(s, row, col),
+            _ => op.tile::<S, R, 1>(s, row, col),
+        }
+        done += width;
+    }
+}
+
+/// The first share when `left` is cut into the fewest nearly equal shares of at most `most`.
+#[inline(always)]
+pub(crate) fn even_share(left: usize, most: usize) -> usize {
+    left.div_ceil(left.div_ceil(most))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::simd::{WithSimd, dispatch};
+    use crate::{Isa, ops::testing::values};
+
+    struct Product<'a> {
+        a: &'a [f32],
+        b: &'a [f32],
+        len: usize,
+        stride: usize,
+        out: &'a mut [f32],
+    }
+
+    impl Tiled for Product<'_> {
+        #[inline(always)]
+        fn tile<S: Simd, const R: usize, const V: usize>(&mut self, s: S, row: usize, col: usize) {
+            let a = std::array::from_fn(|r| &self.a[(row + r) * self.len..][..self.len]);
+            let acc = accumulate(s, [[s.zero(); V]; R], a, &self.b[col..], self.stride);
+            for (r, acc) in acc.iter().enumerate() {
+                for (v, acc) in acc.iter().enumerate() {
+                    let at = (row + r) * self.stride + col + v * S::LANES;
+                    s.store(*acc, &mut self.out[at..]);
+                }
+            }
+        }
+    }
+
+    struct Cover<'a>(Product<'a>, usize);
+
+    impl WithSimd for Cover<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(mut self, s: S) {
+            let vectors = self.0.stride / S::LANES;
+            cover(s, &mut self.0, 0..self.1, vectors);
+        }
+    }
+
+    #[test]
+    fn every_number_of_rows_and_vectors_is_covered() {
+        for isa in Isa::available() {
+            for rows in 0..15 {
+                for stride in [16, 80, 128] {
+                    let len = 9;
+                    let (a, b) = (values(rows * len, 1), values(len * stride, 2));
+                    let mut out = vec![f32::NAN; rows * stride];
+                    let product = Product { a: &a, b: &b, len, stride, out: &mut out };
+                    dispatch(isa, Cover(product, rows));
+                    for (i, got) in out.iter().enumerate() {
+                        let (r, c) = (i / stride, i % stride);
+                        let want: f32 = (0..len).map(|k| a[r * len + k] * b[k * stride + c]).sum();
+                        assert!((got - want).abs() < 1e-5, "{isa} {rows}×{stride}: {got} {want}");
+                    }
+                }
+            }
+        }
+    }
+}

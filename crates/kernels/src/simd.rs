@@ -1,0 +1,227 @@
+//! One trait for vectors of f32, implemented by a zero-size token per instruction set.
+//!
+//! Contract: a token exists only where the CPU has its features. Every method is inlined into the
+//! body that [`dispatch`] compiles for the instruction set. Slices are bounds-checked.
+//! A vector has [`Simd::LANES`] lanes; `fma(a, b, c)` is `a·b + c` with one rounding, except on
+//! `scalar`, where it rounds twice.
+
+use crate::isa::Isa;
+
+/// Operations on vectors of f32.
+pub trait Simd: Copy + Send + Sync + 'static {
+    /// Lanes of a vector.
+    const LANES: usize;
+    /// Architectural vector registers: how large a tile of accumulators may be.
+    const REGISTERS: usize;
+    /// A vector.
+    type V: Copy;
+
+    /// All lanes `x`.
+    fn splat(self, x: f32) -> Self::V;
+    /// The first `LANES` values of `s`; panics if there are fewer.
+    fn load(self, s: &[f32]) -> Self::V;
+    /// Stores to the first `LANES` values of `s`; panics if there are fewer.
+    fn store(self, v: Self::V, s: &mut [f32]);
+    /// The first `LANES` bf16 bit patterns of `s`, widened; panics if there are fewer.
+    fn load_bf16(self, s: &[u16]) -> Self::V;
+    /// `a + b`.
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a − b`.
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a · b`.
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a / b`.
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a · b + c`.
+    fn fma(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// Lane-wise maximum; `b` where either is NaN.
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// Lane-wise minimum; `b` where either is NaN.
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `x` where `a < b`, else `y`.
+    fn select_lt(self, a: Self::V, b: Self::V, x: Self::V, y: Self::V) -> Self::V;
+    /// Nearest integer, ties to even.
+    fn round(self, a: Self::V) -> Self::V;
+    /// `2^n` for integral lanes `n` in −126 ..= 127.
+    fn pow2(self, n: Self::V) -> Self::V;
+    /// Sum of the lanes in a fixed order.
+    fn sum(self, a: Self::V) -> f32;
+    /// Largest lane.
+    fn max_lane(self, a: Self::V) -> f32;
+
+    /// Zero.
+    #[inline(always)]
+    fn zero(self) -> Self::V {
+        self.splat(0.0)
+    }
+
+    /// The first `min(LANES, s.len())` values of `s`, other lanes zero.
+    #[inline(always)]
+    fn load_partial(self, s: &[f32]) -> Self::V {
+        if s.len() >= Self::LANES {
+            return self.load(s);
+        }
+        let mut buffer = [0.0; 16];
+        buffer[..s.len()].copy_from_slice(s);
+        self.load(&buffer)
+    }
+
+    /// Stores the first `min(LANES, s.len())` lanes.
+    #[inline(always)]
+    fn store_partial(self, v: Self::V, s: &mut [f32]) {
+        if s.len() >= Self::LANES {
+            return self.store(v, s);
+        }
+        let mut buffer = [0.0; 16];
+        self.store(v, &mut buffer);
+        let n = s.len();
+        s.copy_from_slice(&buffer[..n]);
+    }
+
+    /// `e^a`, within 2 units in the last place; 0 below −87.33, `e^88.37` above
+    /// 88.37, NaN for NaN.
+    ///
+    /// Source: Cody–Waite reduction by ln 2 in two parts and a degree-6 minimax polynomial
+    /// (Cephes `expf`).
+    #[inline(always)]
+    fn exp(self, a: Self::V) -> Self::V {
+        // The bound comes first: a NaN in the second operand survives `max` and `min`.
+        let x = self.min(self.splat(88.37), self.max(self.splat(-87.33), a));
+        let n = self.round(self.mul(x, self.splat(std::f32::consts::LOG2_E)));
+        let r = self.fma(n, self.splat(-0.693_359_4), x);
+        let r = self.fma(n, self.splat(2.121_944_4e-4), r);
+        let mut p = self.splat(1.987_569_1e-4);
+        for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
+            p = self.fma(p, r, self.splat(c));
+        }
+        let y = self.add(self.fma(p, self.mul(r, r), r), self.splat(1.0));
+        let y = self.mul(y, self.pow2(n));
+        self.select_lt(a, self.splat(-87.33), self.zero(), y)
+    }
+
+    /// `a / (1 + e^−a)`.
+    #[inline(always)]
+    fn silu(self, a: Self::V) -> Self::V {
+        let e = self.exp(self.sub(self.zero(), a));
+        self.div(a, self.add(self.splat(1.0), e))
+    }
+}
+
+/// A body that is generic over the instruction set.
+pub trait WithSimd {
+    /// What it returns.
+    type Output;
+    /// The body; mark implementations `#[inline(always)]`.
+    fn run<S: Simd>(self, s: S) -> Self::Output;
+}
+
+/// Runs `op` compiled for `isa`.
+///
+/// # Panics
+/// If this machine lacks `isa`.
+pub fn dispatch<O: WithSimd>(isa: Isa, op: O) -> O::Output {
+    match isa {
+        Isa::Scalar => op.run(crate::arch::scalar::Scalar),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx2 => crate::arch::x86_64::Avx2::new().expect("AVX2 and FMA").vectorize(op),
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 => crate::arch::x86_64::Avx512::new().expect("AVX-512").vectorize(op),
+        #[cfg(target_arch = "aarch64")]
+        Isa::Neon => crate::arch::aarch64::Neon::new().expect("NEON").vectorize(op),
+        #[allow(unreachable_patterns)]
+        other => panic!("instruction set {other} is not available on this machine"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Exp<'a>(&'a [f32], &'a mut [f32]);
+    impl WithSimd for Exp<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            for (x, y) in self.0.chunks(S::LANES).zip(self.1.chunks_mut(S::LANES)) {
+                s.store_partial(s.exp(s.load_partial(x)), y);
+            }
+        }
+    }
+
+    #[test]
+    fn exp_is_within_two_ulp_on_every_isa() {
+        let x: Vec<f32> = (-8733..8830).map(|i| i as f32 * 0.01).collect();
+        for isa in Isa::available() {
+            let mut y = vec![0.0; x.len()];
+            dispatch(isa, Exp(&x, &mut y));
+            for (&x, &y) in x.iter().zip(&y) {
+                let want = f64::from(x).exp();
+                let ulp = want * f64::from(f32::EPSILON);
+                assert!((f64::from(y) - want).abs() <= 2.0 * ulp, "{isa}: exp({x}) = {y} ≠ {want}");
+            }
+            let mut edge = [0.0; 2];
+            dispatch(isa, Exp(&[-1e30, f32::NEG_INFINITY], &mut edge));
+            assert_eq!(edge, [0.0, 0.0], "{isa}");
+        }
+    }
+
+    struct Lanes<'a>(&'a [f32; 16], &'a [u16; 16]);
+    impl WithSimd for Lanes<'_> {
+        type Output = Vec<f32>;
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> Vec<f32> {
+            let (a, b) = (s.load(self.0), s.load_bf16(self.1));
+            let mut out = vec![s.sum(a), s.max_lane(a)];
+            for v in [
+                s.add(a, b),
+                s.sub(a, b),
+                s.mul(a, b),
+                s.div(a, b),
+                s.fma(a, b, a),
+                s.max(a, b),
+                s.min(a, b),
+                s.select_lt(a, b, a, s.splat(9.0)),
+                s.round(s.mul(a, s.splat(0.5))),
+                s.pow2(a),
+                s.silu(a),
+            ] {
+                let mut lane = [0.0; 16];
+                s.store(v, &mut lane);
+                out.extend_from_slice(&lane[..S::LANES]);
+            }
+            out
+        }
+    }
+
+    /// Every lane of every operation against plain arithmetic (values are exact in f32).
+    #[test]
+    fn operations_mean_the_same_on_every_isa() {
+        let a: [f32; 16] = std::array::from_fn(|i| i as f32 - 5.0);
+        let b: [f32; 16] = std::array::from_fn(|i| if i % 2 == 0 { 2.0 } else { -4.0 });
+        let bits: [u16; 16] = std::array::from_fn(|i| (b[i].to_bits() >> 16) as u16);
+        for isa in Isa::available() {
+            let got = dispatch(isa, Lanes(&a, &bits));
+            let lanes = (got.len() - 2) / 11;
+            let mut want = vec![a[..lanes].iter().sum(), a[lanes - 1]];
+            let ops: [fn(f32, f32) -> f32; 11] = [
+                |a, b| a + b,
+                |a, b| a - b,
+                |a, b| a * b,
+                |a, b| a / b,
+                |a, b| a * b + a,
+                f32::max,
+                f32::min,
+                |a, b| if a < b { a } else { 9.0 },
+                |a, _| (a * 0.5).round_ties_even(),
+                |a, _| a.exp2(),
+                |a, _| a / (1.0 + (-a).exp()),
+            ];
+            for op in ops {
+                want.extend((0..lanes).map(|i| op(a[i], b[i])));
+            }
+            for (i, (g, w)) in got.iter().zip(&want).enumerate() {
+                assert!((g - w).abs() <= 3e-7 * w.abs(), "{isa} value {i}: {g} ≠ {w}");
+            }
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! Scratch of a forward pass, kept from call to call so that steps of a size seen before allocate
+//! nothing.
+//!
+//! Shapes (T tokens of the batch, R rows with logits): `hidden` and `normed` `[T, h]`, `wide`
+//! `[T, widest first projection]`, `conv` `[T, widest conv]`, `mix` `[T, widest input of an
+//! output projection]`, `out` `[T, h]`, `logits` `[R, V]`.
+
+/// The buffers; see the file header for the shapes.
+#[derive(Default)]
+pub struct Activations {
+    pub(crate) hidden: Vec<f32>,
+    pub(crate) normed: Vec<f32>,
+    pub(crate) wide: Vec<f32>,
+    pub(crate) conv: Vec<f32>,
+    pub(crate) mix: Vec<f32>,
+    pub(crate) out: Vec<f32>,
+    pub(crate) logits: Vec<f32>,
+}
+
+impl Activations {
+    /// Empty buffers; they grow at the first use.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Bytes held.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let buffers = [
+            &self.hidden,
+            &self.normed,
+            &self.wide,
+            &self.conv,
+            &self.mix,
+            &self.out,
+            &self.logits,
+        ];
+        buffers.iter().map(|b| b.capacity() * 4).sum()
+    }
+}
+
+/// The first `len` values of a buffer, grown without slack if it is too small.
+pub(crate) fn sized(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if buffer.len() < len {
+        buffer.reserve_exact(len - buffer.len());
+        buffer.resize(len, 0.0);
+    }
+    &mut buffer[..len]
+}

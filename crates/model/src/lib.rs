@@ -1,0 +1,43 @@
+//! Nemotron-H: config, tensor registry, weights, state, forward; no requests, no text.
+//!
+//! - [`nemotron_h`]: the model and its forward pass; read it first. [`reference`](mod@reference)
+//!   is its slow twin.
+//! - [`config`]: what a model is, read from `config.json` or GGUF and written to both;
+//!   [`layer`]: one block of it; [`presets`]: built-in shapes.
+//! - [`tensors`]: the registry of tensor names, shapes and roles; [`load`] finds them in a
+//!   checkpoint; [`weights`] holds them.
+//! - [`state`]: what a sequence carries; [`batch`]: the new tokens of several sequences.
+//! - [`memory`], [`report`]: parameters and bytes, from the config alone.
+//!
+//! Deterministic: a result depends on weights, tokens, states and the instruction set, not on the
+//! number of threads or on what else is in the batch.
+#![forbid(unsafe_code)]
+
+pub mod activations;
+mod attention;
+pub mod batch;
+pub mod config;
+pub mod error;
+pub mod layer;
+pub mod load;
+mod mamba2;
+pub mod memory;
+mod mlp;
+pub mod nemotron_h;
+pub mod observer;
+pub mod presets;
+pub mod reference;
+pub mod report;
+pub mod state;
+pub mod tensors;
+pub mod weights;
+
+pub use activations::Activations;
+pub use batch::{Batch, LogitsFor, Segment};
+pub use config::Config;
+pub use error::ConfigError;
+pub use load::LoadError;
+pub use nemotron_h::{ForwardError, NemotronH, SCAN_CHUNK};
+pub use observer::{NoObserver, Observer};
+pub use state::SequenceState;
+pub use weights::Weights;

@@ -1,0 +1,168 @@
+//! The model: read this first. Config + weights + state, and one forward pass.
+//!
+//! ```text
+//! x = embedding[token]
+//! for every layer:  x += mixer(rms_norm(x))      mixer: Mamba-2, attention or MLP
+//! logits = lm_head · rms_norm_f(x)               only for the tokens that need them
+//! ```
+//! No positional encoding, no scale on embedding or logits. Activations, state and logits are
+//! f32; weights stay in their stored format.
+//!
+//! Invariants: a row's result does not depend on the other rows of the batch; a sequence may be
+//! fed in any split of its tokens, with results equal to rounding, and equal bit for bit where
+//! the splits fall on multiples of [`SCAN_CHUNK`].
+
+use crate::activations::{Activations, sized};
+use crate::batch::Batch;
+use crate::config::Config;
+use crate::layer::LayerConfig;
+use crate::mamba2::Pass;
+pub use crate::mamba2::SCAN_CHUNK;
+use crate::observer::Observer;
+use crate::state::SequenceState;
+use crate::weights::{LayerWeights, Matrix, Weights};
+use crate::{attention, mamba2, mlp};
+use hybra_kernels::ops::activation::add_assign;
+use hybra_kernels::ops::attention::KvDtype;
+use hybra_kernels::ops::embedding::embedding;
+use hybra_kernels::ops::gemm::gemm;
+use hybra_kernels::ops::rms_norm::rms_norm;
+use hybra_kernels::{Cpu, MatMut, MatRef};
+
+/// Why a forward pass was refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ForwardError {
+    /// A token id outside the vocabulary.
+    #[error("token {index} of the batch is id {id}, but the vocabulary has {vocab_size} entries")]
+    Token {
+        /// Position in the batch.
+        index: usize,
+        /// The id.
+        id: u32,
+        /// V.
+        vocab_size: usize,
+    },
+}
+
+/// A model that can run: its configuration and weights.
+pub struct NemotronH {
+    config: Config,
+    weights: Weights,
+}
+
+impl NemotronH {
+    /// Joins a configuration with the weights that were loaded for it.
+    #[must_use]
+    pub fn new(config: Config, weights: Weights) -> Self {
+        Self { config, weights }
+    }
+
+    /// The configuration.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// The weights.
+    #[must_use]
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// The state of a sequence before its first token.
+    #[must_use]
+    pub fn new_state(&self, kv_dtype: KvDtype) -> SequenceState {
+        SequenceState::new(&self.config, kv_dtype)
+    }
+
+    /// Reads the batch's tokens into the states and returns logits, `[R, V]`, one row for each of
+    /// [`Batch::logit_rows`]. Segment i belongs to `states[i]`.
+    ///
+    /// # Errors
+    /// A token outside the vocabulary; then no state has changed.
+    ///
+    /// # Panics
+    /// If there are not as many states as segments.
+    pub fn forward<'a>(
+        &self,
+        cpu: &Cpu,
+        batch: &Batch,
+        states: &mut [&mut SequenceState],
+        act: &'a mut Activations,
+        observer: &mut dyn Observer,
+    ) -> Result<&'a [f32], ForwardError> {
+        assert_eq!(batch.segments().len(), states.len(), "one state per segment");
+        let vocab_size = self.config.vocab_size;
+        if let Some(index) = batch.tokens().iter().position(|&id| id as usize >= vocab_size) {
+            return Err(ForwardError::Token { index, id: batch.tokens()[index], vocab_size });
+        }
+        let (tokens, h) = (batch.tokens().len(), self.config.hidden_size);
+        let out = MatMut::new(sized(&mut act.hidden, tokens * h), h);
+        embedding(cpu, self.weights.embedding.view(), batch.tokens(), out);
+        let pass =
+            Pass { cpu, batch, eps: self.config.norm_eps, dt_limit: self.config.time_step_limit };
+        for (layer, (config, weights)) in
+            self.config.layers.iter().zip(&self.weights.layers).enumerate()
+        {
+            self.block(&pass, layer, config, weights, act, states);
+            observer.block_output(layer, &act.hidden[..tokens * h]);
+        }
+        for (segment, state) in batch.segments().iter().zip(states) {
+            state.advance(segment.len);
+        }
+        Ok(self.logits(&pass, act))
+    }
+
+    /// `x += mixer(rms_norm(x))`.
+    fn block(
+        &self,
+        pass: &Pass,
+        layer: usize,
+        config: &LayerConfig,
+        weights: &LayerWeights,
+        act: &mut Activations,
+        states: &mut [&mut SequenceState],
+    ) {
+        let h = self.config.hidden_size;
+        let len = pass.batch.tokens().len() * h;
+        act.normed.resize(len, 0.0);
+        let x = MatRef::new(&act.hidden[..len], h);
+        rms_norm(pass.cpu, x, weights.norm(), pass.eps, MatMut::new(&mut act.normed, h));
+        match (config, weights) {
+            (LayerConfig::Mamba2(m), LayerWeights::Mamba2(w)) => {
+                mamba2::forward(pass, layer, m, w, act, states);
+            }
+            (LayerConfig::Attention(a), LayerWeights::Attention(w)) => {
+                attention::forward(pass, layer, a, w, act, states);
+            }
+            (LayerConfig::Mlp(_), LayerWeights::Mlp(w)) => mlp::forward(pass, w, act),
+            _ => unreachable!("weights are loaded for this config"),
+        }
+        let hidden = MatMut::new(&mut act.hidden[..len], h);
+        add_assign(pass.cpu, hidden, MatRef::new(&act.out[..len], h));
+    }
+
+    /// Final norm and head over the rows that need logits.
+    fn logits<'a>(&self, pass: &Pass, act: &'a mut Activations) -> &'a [f32] {
+        let (h, vocab) = (self.config.hidden_size, self.config.vocab_size);
+        let mut rows = 0;
+        for (to, from) in pass.batch.logit_rows().enumerate() {
+            // Rows move towards the front only: `to ≤ from`.
+            act.hidden.copy_within(from * h..(from + 1) * h, to * h);
+            rows = to + 1;
+        }
+        act.normed.resize(rows * h, 0.0);
+        let x = MatRef::new(&act.hidden[..rows * h], h);
+        let out = MatMut::new(&mut act.normed, h);
+        rms_norm(pass.cpu, x, &self.weights.final_norm, pass.eps, out);
+        let logits = sized(&mut act.logits, rows * vocab);
+        let x = MatRef::new(&act.normed, h);
+        gemm(pass.cpu, x, self.head().view(), MatMut::new(logits, vocab));
+        logits
+    }
+
+    /// The output projection: its own matrix, or the embedding where they are tied.
+    fn head(&self) -> &Matrix {
+        self.weights.lm_head.as_ref().unwrap_or(&self.weights.embedding)
+    }
+}

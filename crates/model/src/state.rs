@@ -1,0 +1,97 @@
+//! What a sequence carries from token to token: the state of every layer.
+//!
+//! Invariants: a Mamba layer's state has a constant size, whatever the length of the sequence; an
+//! attention layer's cache holds exactly [`SequenceState::len`] positions; Mamba state is always
+//! f32. Cloning gives an independent snapshot.
+
+use crate::config::Config;
+use crate::layer::{LayerConfig, Mamba2Config};
+use hybra_kernels::ops::attention::{KvCache, KvDtype};
+
+/// State of one layer.
+#[derive(Clone)]
+pub enum LayerState {
+    /// Convolution window and SSM state.
+    Mamba2(Mamba2State),
+    /// Keys and values of all positions.
+    Attention(KvCache),
+    /// An MLP carries nothing.
+    Mlp,
+}
+
+/// State of a Mamba-2 layer.
+#[derive(Clone)]
+pub struct Mamba2State {
+    /// The last k − 1 inputs of the convolution, `[k − 1, HP + 2GN]`, oldest first.
+    pub conv: Vec<f32>,
+    /// The SSM state, `[H, P, N]`.
+    pub ssm: Vec<f32>,
+}
+
+impl Mamba2State {
+    fn new(m: &Mamba2Config) -> Self {
+        Self {
+            conv: vec![0.0; (m.conv_kernel - 1) * m.conv_dim()],
+            ssm: vec![0.0; m.d_inner() * m.state_size],
+        }
+    }
+}
+
+/// State of one sequence.
+#[derive(Clone)]
+pub struct SequenceState {
+    layers: Vec<LayerState>,
+    len: usize,
+}
+
+impl SequenceState {
+    /// The state before the first token.
+    #[must_use]
+    pub fn new(config: &Config, kv_dtype: KvDtype) -> Self {
+        let layer = |layer: &LayerConfig| match layer {
+            LayerConfig::Mamba2(m) => LayerState::Mamba2(Mamba2State::new(m)),
+            LayerConfig::Attention(a) => {
+                LayerState::Attention(KvCache::new(kv_dtype, a.num_kv_heads, a.head_dim))
+            }
+            LayerConfig::Mlp(_) => LayerState::Mlp,
+        };
+        Self { layers: config.layers.iter().map(layer).collect(), len: 0 }
+    }
+
+    /// Tokens read so far.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no token was read yet.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The layers' states, first to last.
+    #[must_use]
+    pub fn layers(&self) -> &[LayerState] {
+        &self.layers
+    }
+
+    /// Bytes held: constant for Mamba layers, growing in blocks of positions for attention.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let layer = |layer: &LayerState| match layer {
+            LayerState::Mamba2(m) => 4 * (m.conv.len() + m.ssm.len()),
+            LayerState::Attention(cache) => cache.bytes(),
+            LayerState::Mlp => 0,
+        };
+        self.layers.iter().map(layer).sum()
+    }
+
+    pub(crate) fn layer_mut(&mut self, layer: usize) -> &mut LayerState {
+        &mut self.layers[layer]
+    }
+
+    pub(crate) fn advance(&mut self, tokens: usize) {
+        self.len += tokens;
+    }
+}
