@@ -1,24 +1,14 @@
 //! Reads every golden checkpoint: names, types, shapes and byte lengths.
 
+#[path = "../../../testdata/shared_dir.rs"]
+mod shared_dir;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use hybra_checkpoint::{Checkpoint, Dtype, Format, OneOrMany};
 use safetensors::SafeTensors;
-
-/// The golden directory, or `None` (and a line that says so) where it is absent.
-fn golden() -> Option<PathBuf> {
-    let shared = std::env::var_os("HYBRA_SHARED").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared"),
-        PathBuf::from,
-    );
-    if !shared.is_dir() {
-        eprintln!("SKIPPED (no ../shared): golden checkpoints");
-        return None;
-    }
-    Some(shared.join("golden"))
-}
 
 /// Name → (type, shape, bytes) as the reference reader sees a file.
 type Reference = BTreeMap<String, (String, Vec<usize>, Vec<u8>)>;
@@ -43,7 +33,7 @@ fn assert_same(checkpoint: &Checkpoint, expected: &Reference) {
 
 #[test]
 fn safetensors_directories() {
-    let Some(golden) = golden() else { return };
+    let Some(golden) = shared_dir::shared("golden") else { return };
     for (dir, count, files) in [
         ("micro", 44, vec!["model.safetensors"]),
         ("nano2", 341, vec!["model.safetensors"]),
@@ -80,7 +70,7 @@ fn safetensors_directories() {
 
 #[test]
 fn reference_results() {
-    let Some(golden) = golden() else { return };
+    let Some(golden) = shared_dir::shared("golden") else { return };
     let mut paths: Vec<PathBuf> =
         ["micro", "odd", "nano2"].map(|dir| golden.join(dir).join("reference.safetensors")).into();
     paths.extend(ggufs(&golden).into_iter().map(|path| path.with_extension("safetensors")));
@@ -108,7 +98,7 @@ fn ggufs(golden: &Path) -> Vec<PathBuf> {
 
 #[test]
 fn gguf_files() {
-    let Some(golden) = golden() else { return };
+    let Some(golden) = shared_dir::shared("golden") else { return };
     for path in ggufs(&golden) {
         let checkpoint = Checkpoint::open(&path).unwrap();
         assert_eq!(checkpoint.format(), Format::Gguf);

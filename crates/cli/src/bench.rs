@@ -23,6 +23,7 @@ use machine::{Machine, peak_resident_bytes};
 use measure::{Bencher, SAMPLE_SECONDS};
 use plan::{Pace, Point, Spread};
 use report::{Line, Report, Skipped};
+use std::io::{Write, stdout};
 use std::process::ExitCode;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use work::Work;
@@ -30,13 +31,15 @@ use work::Work;
 /// Measure prefill and decode speed, as a share of this machine's limits
 #[derive(clap::Args)]
 #[command(after_help = "\
-Rows: `prefill N` reads a prompt of N tokens; `decode` generates for one sequence from its start,
-`decode at D` behind D tokens (really read), `decode × B` for B sequences at once. Every round
-measures each row and the machine's limits once; medians and extremes of the rounds are printed.
+Rows: `prefill N` reads a prompt of N tokens; `decode` generates for one sequence
+from its start, `decode at D` behind D tokens (really read), `decode × B` for B
+sequences at once. Every round measures each row and the machine's limits once;
+medians and extremes of the rounds are printed.
 
-Columns: `memory` is the bytes of weights, recurrent state and KV cache that the tokens need,
-over the measured memory bandwidth; `f32` and `int8` are two operations per weight, over the
-measured arithmetic limits. Rows that the time does not allow are skipped and named.
+Columns: `memory` is the bytes of weights, recurrent state and KV cache that the
+tokens need, over the measured bandwidth; `f32` and `int8` are two operations per
+weight, over the measured arithmetic. Rows that the time does not allow are
+skipped and named. Peak memory leaves out the buffer that measures bandwidth.
 
 Examples:
   hybra bench
@@ -163,10 +166,10 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         peak_resident_bytes: peak,
         seconds: started.elapsed().as_secs_f64(),
     };
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        print!("{report}");
+    // Not `println!`, which panics where the reader of a pipe has gone.
+    match args.json {
+        true => writeln!(stdout(), "{}", serde_json::to_string_pretty(&report)?)?,
+        false => write!(stdout(), "{report}")?,
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -21,7 +21,7 @@ use hybra_model::load::{Found, find_tensors};
 use hybra_model::memory::storable_dtype;
 use hybra_model::tensors::GgufTransform;
 use metadata::{Vocabulary, config_files, gguf_metadata};
-use output::{Beside, Container, OutTensor, Output, StoredType};
+use output::{Beside, Container, OutTensor, Output, StoredType, to_decay_rates};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -270,7 +270,7 @@ fn write(
     if !found.spec.is_matrix() {
         let mut values = found.f32_values()?;
         if is_decay && container == Container::Gguf {
-            values.iter_mut().for_each(|v| *v = -v.exp());
+            to_decay_rates(&mut values);
         }
         return output.write_values(tensor, |first, out| {
             out.copy_from_slice(&values[first..first + out.len()]);

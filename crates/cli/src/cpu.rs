@@ -5,6 +5,7 @@ use hybra_kernels::{Cpu, Isa};
 
 /// Options shared by every command that computes.
 #[derive(clap::Args, Clone)]
+#[command(next_help_heading = "Machine")]
 pub(crate) struct CpuArgs {
     /// Threads to compute with [default: all cores]
     #[arg(short, long, value_parser = clap::value_parser!(u16).range(1..=1024))]

@@ -8,19 +8,22 @@
 //!   saved), `HF_HUB_OFFLINE`, `HF_ENDPOINT`, and the usual proxy variables.
 //! - No network is one error that names the model, the cache and the way out.
 
-use crate::progress::Progress;
-use crate::size;
+mod id;
+mod transfer;
+
+pub(crate) use id::HubId;
+
 use anyhow::{Context, Result, bail};
+use hf_hub::Cache;
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
-use hf_hub::{Cache, Repo, RepoType};
+use id::is_plain;
 use serde_json::Value;
 use std::cell::Cell;
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::{TcpStream, ToSocketAddrs};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
 use std::time::Duration;
+use transfer::{Bar, connect, is_whole};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -32,50 +35,8 @@ const SIDE_FILES: [&str; 5] = [
     "tokenizer_config.json",
     "chat_template.jinja",
 ];
-/// How long to wait for the hub to answer a first connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Attempts at one file when the connection breaks.
 const ATTEMPTS: usize = 3;
-
-/// `owner/name`, with an optional `@revision` and an optional `:FILE.gguf`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct HubId {
-    repo: String,
-    revision: String,
-    file: Option<String>,
-}
-
-impl HubId {
-    /// Reads an id; `None` for anything else, such as a path.
-    pub(crate) fn parse(text: &str) -> Option<Self> {
-        let (rest, file) = match text.split_once(':') {
-            Some((rest, file)) => (rest, Some(file)),
-            None => (text, None),
-        };
-        let (repo, revision) = rest.split_once('@').unwrap_or((rest, "main"));
-        let (owner, name) = repo.split_once('/')?;
-        let is_model_file = [".gguf", ".safetensors", ".json"].iter().any(|e| name.ends_with(e));
-        let gguf = file.is_none_or(|file| is_plain(file) && file.ends_with(".gguf"));
-        // A branch such as `refs/pr/1` has slashes.
-        let revision_ok = revision.split('/').all(is_plain);
-        let ok = is_plain(owner) && is_plain(name) && !is_model_file && gguf && revision_ok;
-        ok.then(|| Self {
-            repo: repo.to_owned(),
-            revision: revision.to_owned(),
-            file: file.map(str::to_owned),
-        })
-    }
-
-    fn repo_at(&self, revision: &str) -> Repo {
-        Repo::with_revision(self.repo.clone(), RepoType::Model, revision.to_owned())
-    }
-}
-
-/// Letters, digits, `.`, `_` and `-`, not hidden: safe as a part of a path and of a URL.
-fn is_plain(name: &str) -> bool {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    !name.is_empty() && !name.starts_with('.') && name.chars().all(allowed)
-}
 
 /// How much of a model is needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -291,34 +252,6 @@ fn is_status(cause: &str) -> bool {
     cause.contains("http status")
 }
 
-/// Finds out within [`CONNECT_TIMEOUT`] whether the endpoint can be reached: the download client
-/// would wait for minutes.
-fn connect(endpoint: &str) -> Result<(), String> {
-    let (scheme, rest) = endpoint.split_once("://").unwrap_or(("https", endpoint));
-    let host = rest.split('/').next().unwrap_or_default().to_owned();
-    let port = if scheme == "http" { 80 } else { 443 };
-    let address = if host.contains(':') { host.clone() } else { format!("{host}:{port}") };
-    let (send, receive) = mpsc::channel();
-    // Name resolution has no timeout of its own; a thread that is left behind ends by itself.
-    std::thread::spawn(move || {
-        let connect = || -> std::io::Result<()> {
-            let mut last = std::io::Error::other("no address");
-            for address in address.to_socket_addrs()? {
-                match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
-                    Ok(_) => return Ok(()),
-                    Err(error) => last = error,
-                }
-            }
-            Err(last)
-        };
-        let _ = send.send(connect().map_err(|error| error.to_string()));
-    });
-    let answer = receive.recv_timeout(CONNECT_TIMEOUT);
-    answer
-        .unwrap_or_else(|_| Err("no answer".to_owned()))
-        .map_err(|cause| format!("{host} is not reachable ({cause})"))
-}
-
 /// The shards that an index names.
 fn shards(index: &Path) -> Result<BTreeSet<String>> {
     let read = || -> Result<BTreeSet<String>> {
@@ -329,91 +262,4 @@ fn shards(index: &Path) -> Result<BTreeSet<String>> {
         names.context("weight_map names something other than files beside it")
     };
     read().with_context(|| index.display().to_string())
-}
-
-/// Whether a download has the size that the hub announced. A short one becomes a partial file
-/// again, which the next attempt continues; a long one goes.
-fn is_whole(pointer: &Path, expected: u64) -> Result<bool> {
-    let blob = pointer.canonicalize()?;
-    let found = fs::metadata(&blob)?.len();
-    if found == expected {
-        return Ok(true);
-    }
-    fs::remove_file(pointer)?;
-    if found < expected {
-        fs::rename(&blob, blob.with_extension("part"))?;
-    } else if blob.exists() {
-        fs::remove_file(&blob)?;
-    }
-    Ok(false)
-}
-
-/// Shows a download and notes its size.
-struct Bar<'a> {
-    expected: &'a Cell<u64>,
-    progress: Option<Progress>,
-}
-
-impl hf_hub::api::Progress for Bar<'_> {
-    fn init(&mut self, size: usize, filename: &str) {
-        // Called again when the transfer begins.
-        if self.progress.is_none() {
-            self.expected.set(size as u64);
-            eprintln!("downloading {filename} ({})", size::bytes(size as u64));
-            self.progress = Some(Progress::bytes(filename, size as u64));
-        }
-    }
-
-    fn update(&mut self, size: usize) {
-        if let Some(progress) = &mut self.progress {
-            progress.advance(size as u64);
-        }
-    }
-
-    fn finish(&mut self) {
-        self.progress = None;
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn ids_are_told_from_paths() {
-        let id = |repo: &str, revision: &str, file: Option<&str>| HubId {
-            repo: repo.into(),
-            revision: revision.into(),
-            file: file.map(str::to_owned),
-        };
-        let good = [
-            ("nvidia/Nano-9B_v2.1", id("nvidia/Nano-9B_v2.1", "main", None)),
-            ("a/b@refs/pr/1", id("a/b", "refs/pr/1", None)),
-            ("a/b@v1:x-Q4_0.gguf", id("a/b", "v1", Some("x-Q4_0.gguf"))),
-        ];
-        for (text, want) in good {
-            assert_eq!(HubId::parse(text), Some(want), "{text}");
-        }
-        let bad = [
-            "",
-            "name",
-            "a/b/c",
-            "/a/b",
-            "./a",
-            "../b",
-            "a/..",
-            "a/b@",
-            "a/b@../x",
-            "a/b:x",
-            "a/b:../x.gguf",
-            "a/b:c/d.gguf",
-            "a/b.gguf",
-            "a/b.safetensors",
-            "a b/c",
-            "C:\\a/b",
-        ];
-        for text in bad {
-            assert_eq!(HubId::parse(text), None, "{text}");
-        }
-    }
 }

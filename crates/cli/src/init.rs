@@ -8,14 +8,14 @@ mod random;
 mod vocabulary;
 
 use crate::convert::metadata::{Vocabulary, config_files, gguf_metadata};
-use crate::convert::output::{Beside, Container, OutTensor, Output, StoredType};
+use crate::convert::output::{Beside, Container, OutTensor, Output, StoredType, to_decay_rates};
 use crate::convert::{report_fallbacks, summary};
 use crate::cpu::CpuArgs;
 use crate::source::{self, Described, GenerationDefaults};
 use anyhow::{Context, Result, bail};
 use hybra_model::config::Config;
 use hybra_model::memory::WeightFormat;
-use hybra_model::tensors::tensor_specs;
+use hybra_model::tensors::{GgufTransform, tensor_specs};
 use hybra_tokenizer::{GgufVocab, Tokenizer};
 use random::RandomTensor;
 use std::path::{Path, PathBuf};
@@ -65,7 +65,12 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         config.eos_token_ids = tokenizer.eos_ids().to_vec();
     }
     let dtype = args.dtype.dtype();
-    let format = WeightFormat::stored(dtype);
+    let container = Container::of(&path);
+    let format = match container {
+        Container::Safetensors => WeightFormat::stored(dtype),
+        // GGUF holds small tensors in F32.
+        Container::Gguf => WeightFormat::loaded(dtype),
+    };
     let tensors: Vec<OutTensor> = tensor_specs(&config)
         .into_iter()
         .map(|spec| OutTensor { dtype: format.dtype_of(&spec), spec })
@@ -73,7 +78,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     report_fallbacks(&tensors, Some(args.dtype));
     let (eos, defaults) = (&config.eos_token_ids, GenerationDefaults::default());
     let (files, keys);
-    let beside = match Container::of(&path) {
+    let beside = match container {
         Container::Safetensors => {
             let mut all = config_files(&config, eos, &defaults, dtype);
             if let Some((_, tokenizer)) = &tokenizer {
@@ -94,7 +99,13 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let mut output = Output::create(&path, &tensors, &beside, args.force, cpu.pool())?;
     for tensor in &tensors {
         let random = RandomTensor::new(args.seed, &tensor.spec, &config);
-        output.write_values(tensor, |first, out| random.fill(first, out))?;
+        let is_decay = tensor.spec.gguf_transform == GgufTransform::NegExpALog;
+        output.write_values(tensor, |first, out| {
+            random.fill(first, out);
+            if is_decay && container == Container::Gguf {
+                to_decay_rates(out);
+            }
+        })?;
     }
     let time = output.finish()?;
     summary(&path, &tensors, time);

@@ -20,6 +20,7 @@ use hybra_kernels::Cpu;
 use hybra_model::NemotronH;
 use reference::{Case, Reference};
 use report::{ErrorLine, FirstLayer, GreedyLine, NotCompared, Report, TensorLine, WeightLine};
+use std::io::{Write, stdout};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -33,16 +34,17 @@ The reference is a safetensors file with, for B prompts of T tokens:
   hidden.N          F32 [B, T, h]  residual stream after block N
   greedy            I64 [B, n]     most probable tokens after the prompts
   dequantized.NAME  F32            values of the checkpoint's tensor NAME
-All but input_ids are optional. Several prompts: 0.input_ids, 0.logits, 1.input_ids, ...
+Several prompts: 0.input_ids, 0.logits, 1.input_ids, ...
 
-A tensor passes if ||found - expected|| / ||expected|| is within the tolerance; greedy tokens and
-dequantized weights must be equal. Exit status: 0 pass, 1 fail or error.
+A tensor passes if ||found - expected|| / ||expected|| is within the tolerance;
+greedy tokens and dequantized weights must be equal. Exit status: 0 pass, 1 fail
+or error.
 
 Examples:
   hybra verify ./model --reference reference.safetensors
-  hybra verify model.gguf --reference logits.safetensors --tolerance 1e-3 --json
-  hybra verify ./model --reference reference.safetensors --chunk 64
-  HYBRA_ISA=avx2 hybra verify ./model --reference reference.safetensors")]
+  hybra verify model.gguf -r logits.safetensors --tolerance 1e-3 --json
+  hybra verify ./model -r reference.safetensors --chunk 64
+  HYBRA_ISA=avx2 hybra verify ./model -r reference.safetensors")]
 pub(crate) struct Args {
     /// Directory, .gguf file or hub id [default: the model inside this binary]
     model: Option<String>,
@@ -78,10 +80,10 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let file = Checkpoint::open(&args.reference).context("--reference")?;
     let reference = Reference::read(&file, model.config())?;
     let report = compare(&args, &cpu, &source, &model, reference)?;
-    if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
-    } else {
-        print!("{report}");
+    // Not `println!`, which panics where the reader of a pipe has gone.
+    match args.json {
+        true => writeln!(stdout(), "{}", serde_json::to_string_pretty(&report)?)?,
+        false => write!(stdout(), "{report}")?,
     }
     Ok(if report.pass { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -1,6 +1,8 @@
 //! `config.json` read and written: every spelling, every trap, every defect.
 
-use std::path::{Path, PathBuf};
+#[path = "../../../testdata/shared_dir.rs"]
+mod shared_dir;
+
 
 use hybra_model::config::{Config, MAX_LAYERS, TorchDtype};
 use hybra_model::error::ConfigError as E;
@@ -472,20 +474,9 @@ fn what_transformers_saves_is_read() {
     assert!(Config::unknown_keys(RESAVED, "f").unwrap().is_empty());
 }
 
-/// `../shared` of the project, or `$HYBRA_SHARED`; `None`, said loudly, where it is absent.
-fn shared(test: &str) -> Option<PathBuf> {
-    let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
-    let path = std::env::var_os("HYBRA_SHARED").map_or_else(default, PathBuf::from);
-    if !path.is_dir() {
-        eprintln!("SKIPPED (no ../shared): {test}");
-        return None;
-    }
-    Some(path)
-}
-
 #[test]
 fn golden_configs_are_read_and_written() {
-    let Some(shared) = shared("golden_configs_are_read_and_written") else { return };
+    let Some(shared) = shared_dir::shared("") else { return };
     let table = [
         ("golden/micro", "M-M*-M-", 64, 256),
         ("golden/odd", "MM*-M-*M-", 72, 301),

@@ -1,6 +1,8 @@
 //! GGUF metadata read and written: the golden files, every preset, every defect.
 
-use std::path::{Path, PathBuf};
+#[path = "../../../testdata/shared_dir.rs"]
+mod shared_dir;
+
 
 use hybra_checkpoint::{Checkpoint, GgufValue, GgufWriter};
 use hybra_model::config::{Config, TorchDtype};
@@ -147,20 +149,9 @@ fn scalars_arrays_and_leftovers_are_read_as_llama_cpp_does() {
     assert_eq!(read(&metadata).unwrap(), micro);
 }
 
-/// `../shared` of the project, or `$HYBRA_SHARED`; `None`, said loudly, where it is absent.
-fn shared(test: &str) -> Option<PathBuf> {
-    let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
-    let path = std::env::var_os("HYBRA_SHARED").map_or_else(default, PathBuf::from);
-    if !path.is_dir() {
-        eprintln!("SKIPPED (no ../shared): {test}");
-        return None;
-    }
-    Some(path)
-}
-
 #[test]
 fn golden_files_hold_exactly_the_tensors_of_the_registry() {
-    let Some(shared) = shared("golden_files_hold_exactly_the_tensors_of_the_registry") else {
+    let Some(shared) = shared_dir::shared("") else {
         return;
     };
     let names = "F32 F16 BF16 Q4_0 Q4_1 Q5_0 Q5_1 Q8_0 IQ4_NL Q4_K Q5_K Q6_K";
@@ -184,7 +175,7 @@ fn golden_files_hold_exactly_the_tensors_of_the_registry() {
 
 #[test]
 fn golden_directories_hold_exactly_the_tensors_of_the_registry() {
-    let Some(shared) = shared("golden_directories_hold_exactly_the_tensors_of_the_registry") else {
+    let Some(shared) = shared_dir::shared("") else {
         return;
     };
     for folder in ["golden/micro", "golden/odd", "golden/nano2", "models/chainbox-probe"] {
@@ -201,7 +192,7 @@ fn golden_directories_hold_exactly_the_tensors_of_the_registry() {
 
 #[test]
 fn a_lone_weight_file_has_no_config() {
-    let Some(shared) = shared("a_lone_weight_file_has_no_config") else { return };
+    let Some(shared) = shared_dir::shared("") else { return };
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("model.safetensors");
     std::fs::copy(shared.join("golden/micro/model.safetensors"), &path).unwrap();

@@ -80,7 +80,7 @@ pub(crate) fn skip_reason(estimate: f64, left: f64, total: f64, first: bool) -> 
         return None;
     }
     let needed = (total - left.max(0.0) + estimate).ceil();
-    Some(format!("takes about {estimate:.0} s; --seconds {needed:.0} allows it"))
+    Some(format!("takes up to {:.0} s; --seconds {needed:.0} allows it", estimate.ceil()))
 }
 
 /// Median, least and most of some samples.
@@ -136,7 +136,7 @@ mod tests {
         assert_eq!(skip_reason(5.0, 6.0, 60.0, false), None);
         assert_eq!(skip_reason(500.0, 6.0, 60.0, true), None);
         let reason = skip_reason(500.0, 6.0, 60.0, false).unwrap();
-        assert_eq!(reason, "takes about 500 s; --seconds 554 allows it");
+        assert_eq!(reason, "takes up to 500 s; --seconds 554 allows it");
     }
 
     #[test]

@@ -95,8 +95,8 @@ impl Report {
             self.kv_dtype
         )?;
         let cpu = machine.cpu.as_deref().unwrap_or("unknown CPU");
-        let (threads, cores) = (self.threads, machine.cores);
-        writeln!(f, "{cpu}, {threads} threads on {cores} cores, {}\n", self.isa)
+        let (threads, cores) = (plural(self.threads, "thread"), plural(machine.cores, "core"));
+        writeln!(f, "{cpu}, {threads} on {cores}, {}\n", self.isa)
     }
 
     fn write_limits(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -110,9 +110,7 @@ impl Report {
         ];
         for (name, limit) in rows {
             match limit {
-                Some(limit) => {
-                    write_limit(f, name, limit.ops)?;
-                }
+                Some(limit) => write_limit(f, name, limit.ops)?,
                 None => writeln!(f, "  {name:<32} {:>8}", "none")?,
             }
         }
@@ -144,8 +142,9 @@ impl Report {
         let time = size::duration(Duration::from_secs_f64(self.seconds));
         let samples = self.results.iter().map(|line| line.tokens_per_second.samples);
         let (least, most) = (samples.clone().min().unwrap_or(0), samples.max().unwrap_or(0));
-        let rounds = if least == most { most.to_string() } else { format!("{least} to {most}") };
-        writeln!(f, "loaded in {load}, peak memory {peak}, {rounds} rounds in {time}")?;
+        let rounds = plural(most, "round");
+        let rounds = if least == most { rounds } else { format!("{least} to {rounds}") };
+        writeln!(f, "loaded in {load}, peak memory {peak}, {rounds} in {time}")?;
         writeln!(f, "memory, f32, int8: work done, as a share of the limit above (see --help).")?;
         let cache =
             self.machine.last_cache_bytes.filter(|&bytes| self.work.step_weight_bytes < bytes);
@@ -161,6 +160,10 @@ fn write_limit(f: &mut fmt::Formatter<'_>, name: &str, rate: Spread) -> fmt::Res
     let giga = |value: f64| number(value / 1e9);
     let range = format!("{}–{}", giga(rate.min), giga(rate.max));
     writeln!(f, "  {name:<32} {:>8}  {range:>13}", giga(rate.median))
+}
+
+fn plural(count: usize, noun: &str) -> String {
+    format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Three digits that matter, and no more behind the point than that takes.

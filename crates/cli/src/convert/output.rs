@@ -215,6 +215,11 @@ impl<'p> Output<'p> {
     }
 }
 
+/// Turns A_log into what GGUF holds, the decay rate −exp(A_log).
+pub(crate) fn to_decay_rates(values: &mut [f32]) {
+    values.iter_mut().for_each(|v| *v = -v.exp());
+}
+
 /// Finite, and not infinite in 16 bits. Scales of blocks are 16-bit too: 127 · 65504 is far away.
 fn is_storable(dtype: DType, value: f32) -> bool {
     let largest = match dtype {

@@ -1,9 +1,13 @@
 //! Every way a tokenizer can split a tag over tokens.
 
-use hybra_engine::{BudgetPlan, EndedBy, Start, ThinkingConfig};
+use std::sync::Arc;
+
+use hybra_engine::{
+    BudgetPlan, EndedBy, Insertion, Start, TagTexts, ThinkingBudget, ThinkingConfig, ThinkingVocab,
+};
 
 use crate::run::{Run, open, plan};
-use crate::toy::CLOSE;
+use crate::toy::{CLOSE, Output};
 
 /// All ways to cut `text` into non-empty tokens.
 fn splits(text: &[u8]) -> impl Iterator<Item = Vec<&[u8]>> {
@@ -86,4 +90,31 @@ fn a_half_emitted_tag_is_completed_and_not_doubled() {
             assert_eq!(run.output.answer, b"b");
         }
     }
+}
+
+/// Where the tag is one token, its first characters are text: the whole tag is inserted.
+#[test]
+fn a_tag_of_one_token_has_no_halves() {
+    let pieces = [&b"</think>"[..], b"\n", b"<", b"a"];
+    let bytes = |id: u32| pieces[id as usize];
+    let texts = TagTexts {
+        open: b"<think>",
+        close: CLOSE.as_bytes(),
+        tool_open: b"<TOOLCALL>[",
+        separator: b"\n",
+    };
+    let vocab = Arc::new(ThinkingVocab::new(texts, vec![], 4, bytes).unwrap());
+    let insertion = Insertion::new(&vocab, b"", vec![0, 1], vec![1, 0, 1], bytes).unwrap();
+    let mut machine = ThinkingBudget::new(vocab, Arc::new(insertion), open(plan(2, 0)));
+    let mut output = Output::default();
+    for id in [3, 2, 1, 0, 1, 3] {
+        if let Some(forced) = machine.forced_next() {
+            assert_eq!(forced, id);
+        }
+        output.push(&mut machine, id, bytes(id));
+    }
+    assert_eq!(output.thinking, b"a<\n");
+    assert_eq!(output.tag, b"</think>\n");
+    assert_eq!(output.answer, b"a");
+    assert_eq!((machine.report().used, machine.report().forced), (2, 3));
 }

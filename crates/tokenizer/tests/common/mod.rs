@@ -1,6 +1,9 @@
 //! What the integration tests share: reference data, models, a GGUF metadata reader.
 #![allow(dead_code, reason = "every test binary uses its own part")]
 
+#[path = "../../../../testdata/shared_dir.rs"]
+mod shared_dir;
+
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -9,13 +12,7 @@ use serde_json::Value;
 
 /// The reference data folder, or `None` after saying so.
 pub(crate) fn shared() -> Option<PathBuf> {
-    let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared");
-    let path = std::env::var_os("HYBRA_SHARED").map_or(default, PathBuf::from);
-    if path.is_dir() {
-        return Some(path);
-    }
-    eprintln!("SKIPPED (no ../shared): {} is not there", path.display());
-    None
+    shared_dir::shared("")
 }
 
 pub(crate) fn read(path: &Path) -> String {
