@@ -3,7 +3,6 @@
 #[path = "../../../testdata/shared_dir.rs"]
 mod shared_dir;
 
-
 use hybra_model::config::{Config, MAX_LAYERS, TorchDtype};
 use hybra_model::error::ConfigError as E;
 use hybra_model::layer::{LayerConfig, LayerKind};

@@ -3,7 +3,6 @@
 #[path = "../../../testdata/shared_dir.rs"]
 mod shared_dir;
 
-
 use hybra_checkpoint::{Checkpoint, GgufValue, GgufWriter};
 use hybra_model::config::{Config, TorchDtype};
 use hybra_model::error::ConfigError as E;

@@ -1,12 +1,12 @@
 //! `out = x · wᵀ`: x is \[T, K\] f32, w is \[N, K\] in any weight format, out is \[T, N\] f32.
 //!
 //! Weights decode to f32 exactly and products accumulate in f32. K is cut into blocks of
-//! [`BLOCK_K`]; within a block the lanes of one vector take every `LANES`-th product and are added
+//! `BLOCK_K`; within a block the lanes of one vector take every `LANES`-th product and are added
 //! in a fixed order at its end; block sums are added in order. **So an output's bits depend on its
 //! row of x, its row of w and the instruction set alone** — not on T, on the tile it fell in or
 //! on the number of threads: a GEMV is the same sum as a row of a GEMM.
 //!
-//! Blocking: a worker takes a panel of [`PANEL`] rows of w, decodes one K block of it into a
+//! Blocking: a worker takes a panel of `PANEL` rows of w, decodes one K block of it into a
 //! scratch that stays in L2, and multiplies register tiles of rows of x with rows of w.
 
 use crate::buffer::{MatMut, MatRef};

@@ -1,5 +1,7 @@
 //! One file per op: formula and source, naive twin, body over [`crate::simd::Simd`], tests.
 
+#![forbid(unsafe_code)]
+
 pub mod activation;
 pub mod attention;
 pub mod causal_conv1d;
