@@ -4,8 +4,7 @@
 //! now, Ctrl-C stops the answer and not the program. Without a terminal on stdin, lines are read
 //! from it and keys do nothing. Thinking of earlier turns is left to the template, which drops it.
 
-use crate::cpu::CpuArgs;
-use crate::options::{KvDtypeArg, SamplingArgs, ThinkingArgs, fresh_seed};
+use crate::options::{GenerationArgs, fresh_seed};
 use crate::reply::Reply;
 use crate::screen::Screen;
 use crate::session::Session;
@@ -39,26 +38,14 @@ pub(crate) struct Args {
     /// System message
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
-    /// Most tokens of a conversation [default: the model's]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
-    context: Option<u32>,
-    /// Number type of the key/value cache
-    #[arg(long, value_enum, default_value = "bf16")]
-    kv_dtype: KvDtypeArg,
     #[command(flatten)]
-    thinking: ThinkingArgs,
-    #[command(flatten)]
-    sampling: SamplingArgs,
-    #[command(flatten)]
-    cpu: CpuArgs,
+    options: GenerationArgs,
 }
 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
-    let thinking = args.thinking.params()?;
-    let context = args.context.map(|c| c as usize);
-    let model = args.model.as_deref();
-    let session = Session::open(model, args.cpu.cpu()?, args.kv_dtype, context)?;
+    let thinking = args.options.thinking.params()?;
+    let session = args.options.open(args.model.as_deref())?;
     let keys = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
     let system: Vec<_> = args.system.iter().map(|text| Message::new("system", text)).collect();
     let mut chat = Chat { session, messages: system.clone(), system, thinking, args, keys };
@@ -147,8 +134,9 @@ impl Chat {
         messages.push(Message::new("user", text));
         let prompt = self.session.chat_prompt(&messages, &[], &self.thinking)?;
         let defaults = &self.session.defaults;
-        let sampling = self.args.sampling.params(defaults, prompt.is_thinking(), fresh_seed());
-        let message = self.args.thinking.thinking_budget_message.as_deref();
+        let sampling =
+            self.args.options.sampling.params(defaults, prompt.is_thinking(), fresh_seed());
+        let message = self.args.options.thinking.thinking_budget_message.as_deref();
         let request = self.session.request(prompt, sampling, self.thinking.clone(), message)?;
         let id = self.session.engine.add(request)?;
         let mut screen = Screen::new(false, false);

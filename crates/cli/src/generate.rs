@@ -1,7 +1,6 @@
 //! `hybra generate`: one answer, streamed or as one OpenAI object.
 
-use crate::cpu::CpuArgs;
-use crate::options::{KvDtypeArg, SamplingArgs, ThinkingArgs, fresh_seed, read_text};
+use crate::options::{GenerationArgs, fresh_seed, read_text};
 use crate::reply::Reply;
 use crate::screen::Screen;
 use crate::session::{Prompt, Session};
@@ -48,31 +47,19 @@ pub(crate) struct Args {
     /// Print only the answer
     #[arg(long)]
     hide_thinking: bool,
-    /// Most tokens of prompt and output [default: the model's]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
-    context: Option<u32>,
-    /// Number type of the key/value cache
-    #[arg(long, value_enum, default_value = "bf16")]
-    kv_dtype: KvDtypeArg,
     #[command(flatten)]
-    thinking: ThinkingArgs,
-    #[command(flatten)]
-    sampling: SamplingArgs,
-    #[command(flatten)]
-    cpu: CpuArgs,
+    options: GenerationArgs,
 }
 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
-    let thinking = args.thinking.params()?;
+    let thinking = args.options.thinking.params()?;
     let input = Input::read(&args)?;
-    let context = args.context.map(|c| c as usize);
-    let model = args.model.as_deref();
-    let mut session = Session::open(model, args.cpu.cpu()?, args.kv_dtype, context)?;
+    let mut session = args.options.open(args.model.as_deref())?;
     let prompt = input.prompt(&session, &thinking)?;
     let seed = fresh_seed();
-    let sampling = args.sampling.params(&session.defaults, prompt.is_thinking(), seed);
-    let message = args.thinking.thinking_budget_message.as_deref();
+    let sampling = args.options.sampling.params(&session.defaults, prompt.is_thinking(), seed);
+    let message = args.options.thinking.thinking_budget_message.as_deref();
     let request = session.request(prompt, sampling, thinking, message)?;
     session.engine.add(request)?;
 

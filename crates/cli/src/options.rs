@@ -3,6 +3,8 @@
 //! Precedence: command line, then the model's `generation_config.json`, then the defaults of the
 //! family (thinking on: temperature 0.6, top-p 0.95; off: greedy).
 
+use crate::cpu::CpuArgs;
+use crate::session::Session;
 use crate::source::GenerationDefaults;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
@@ -24,6 +26,31 @@ impl From<KvDtypeArg> for KvDtype {
             KvDtypeArg::F32 => KvDtype::F32,
             KvDtypeArg::Bf16 => KvDtype::Bf16,
         }
+    }
+}
+
+/// Everything that `generate` and `chat` have in common.
+#[derive(clap::Args, Clone)]
+pub(crate) struct GenerationArgs {
+    /// Most tokens of prompt and output [default: the model's]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
+    context: Option<u32>,
+    /// Number type of the key/value cache
+    #[arg(long, value_enum, default_value = "bf16")]
+    kv_dtype: KvDtypeArg,
+    #[command(flatten)]
+    pub(crate) thinking: ThinkingArgs,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+    #[command(flatten)]
+    cpu: CpuArgs,
+}
+
+impl GenerationArgs {
+    /// Loads `model` to generate under these options.
+    pub(crate) fn open(&self, model: Option<&str>) -> Result<Session> {
+        let context = self.context.map(|c| c as usize);
+        Session::open(model, self.cpu.cpu()?, self.kv_dtype, context)
     }
 }
 

@@ -119,17 +119,14 @@ impl Screen {
             (Some(EndedBy::Off), _) => "thinking off".to_owned(),
             (Some(by), n) => {
                 let limit = end.budget.limit.map_or(String::new(), |l| format!(" of {l}"));
-                let used = end.budget.used;
-                format!("thought {n} tokens (budget used {used}{limit}, {})", ended(by))
+                format!("thought {}{limit} ({n} with the tag), {}", end.budget.used, ended(by))
             }
         };
         let answer = end.completion_tokens - end.reasoning_tokens as usize;
         let length = if end.reason == FinishReason::Length { ", stopped at the limit" } else { "" };
         let rate = (end.prompt_tokens + end.completion_tokens) as f64 / seconds;
-        let line = format!(
-            "[{thought}; answered {answer}{length}; {} read; {rate:.1} tok/s]",
-            end.prompt_tokens
-        );
+        let read = end.prompt_tokens;
+        let line = format!("[{thought}; answered {answer}{length}; read {read}; {rate:.0} tok/s]");
         if self.progress { eprintln!("{DIM}{line}{RESET}") } else { eprintln!("{line}") }
     }
 }
