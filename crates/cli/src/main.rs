@@ -5,6 +5,9 @@
 //! (such as `verify` beyond tolerance) or an error, 2 wrong usage.
 #![forbid(unsafe_code)]
 
+#[macro_use]
+mod stdout;
+
 mod bench;
 mod chat;
 mod convert;
@@ -75,6 +78,9 @@ fn main() -> ExitCode {
         }
     };
     result.unwrap_or_else(|error| {
+        if stdout::is_closed(&error) {
+            return ExitCode::SUCCESS;
+        }
         eprintln!("error: {error:#}");
         ExitCode::FAILURE
     })

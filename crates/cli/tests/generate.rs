@@ -1,7 +1,7 @@
 //! `hybra generate` as a user runs it.
 
 use serde_json::Value;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 const PROGRAM: &str = "c=b-7;b=0;d=c*9;d?";
 
@@ -143,5 +143,28 @@ fn wrong_use_is_explained() {
         assert!(!out.status.success(), "{args:?}");
         assert!(error.contains(words), "{args:?}: {error:?} lacks {words:?}");
         assert!(!error.contains("panicked"), "{error}");
+    }
+}
+
+/// `hybra … | head` must not panic when `head` has seen enough.
+#[test]
+fn a_reader_who_leaves_is_no_failure() {
+    let commands: [&[&str]; 4] = [
+        &["generate", "--prompt", PROGRAM],
+        &["generate", "--prompt", PROGRAM, "--json"],
+        &["inspect", "nano2-9b"],
+        &["verify", "--help"],
+    ];
+    for args in commands {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_hybra"))
+            .args(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stdout.take());
+        let out = child.wait_with_output().unwrap();
+        let error = String::from_utf8_lossy(&out.stderr);
+        assert!(!error.contains("panicked") && !error.contains("error"), "{args:?}: {error}");
     }
 }
