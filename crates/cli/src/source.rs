@@ -70,7 +70,10 @@ pub(crate) fn describe(model: Option<&str>) -> Result<Described> {
     }
     match hub::HubId::parse(text) {
         Some(id) => describe_path(&hub::fetch(&id, Want::Config)?, text.to_owned()),
-        None => bail!("{}", not_a_model(text)),
+        None => {
+            let presets: Vec<_> = preset_names().map(|(name, _)| name).collect();
+            bail!("{} Presets: {}", not_a_model(text), presets.join(", "))
+        }
     }
 }
 
@@ -134,7 +137,7 @@ fn not_a_model(model: &str) -> String {
     format!(
         "{model}: no such file or directory{made}. A MODEL is a Hugging Face directory, a .gguf \
          or .safetensors file, or a hub id: owner/name, owner/name@revision or \
-         owner/name:FILE.gguf"
+         owner/name:FILE.gguf."
     )
 }
 

@@ -137,6 +137,7 @@ fn wrong_use_is_explained() {
         (&["generate", "--messages", "/dev/null"], "empty"),
         (&["generate", "--prompt", "x", "--thinking-budget-grace", "ten"], "grace"),
         (&["generate", "--prompt", "x", "--context", "8"], "context length"),
+        (&["init", "nano3-9b", "unused"], "Presets: nano2-9b, "),
     ] {
         let out = hybra(args);
         let error = String::from_utf8_lossy(&out.stderr);
