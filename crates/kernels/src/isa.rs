@@ -13,7 +13,7 @@ pub enum Isa {
     Neon,
     /// AVX2 with FMA and F16C, 8 lanes.
     Avx2,
-    /// AVX-512 F, BW, DQ and VL, 16 lanes.
+    /// AVX-512 F, BW, DQ, VL and VNNI, 16 lanes.
     Avx512,
 }
 
@@ -50,7 +50,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => crate::arch::x86_64::Avx2::new().is_some(),
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512 => crate::arch::x86_64::Avx512::new().is_some(),
+            Isa::Avx512 => crate::arch::x86_64::Avx512::<false>::new().is_some(),
             #[cfg(not(target_arch = "x86_64"))]
             Isa::Avx2 | Isa::Avx512 => false,
         }

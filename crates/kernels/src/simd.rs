@@ -15,6 +15,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     const REGISTERS: usize;
     /// A vector.
     type V: Copy;
+    /// `LANES` i32, or `4 · LANES` bytes.
+    type I: Copy;
 
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::V;
@@ -48,6 +50,43 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn sum(self, a: Self::V) -> f32;
     /// Largest lane.
     fn max_lane(self, a: Self::V) -> f32;
+
+    /// The first `LANES` f16 of `s`, little-endian, widened; panics if there are fewer.
+    fn load_f16(self, s: &[u8]) -> Self::V;
+    /// The first `LANES` bytes of `s` as unsigned numbers; panics if there are fewer.
+    fn load_u8(self, s: &[u8]) -> Self::V;
+    /// The first `LANES` bytes of `s` as signed numbers; panics if there are fewer.
+    fn load_i8(self, s: &[u8]) -> Self::V;
+    /// Stores integral lanes in −128 ..= 127 as bytes; panics if there is less room.
+    fn store_i8(self, v: Self::V, s: &mut [u8]);
+
+    /// All lanes `x`.
+    fn splat_i(self, x: i32) -> Self::I;
+    /// The first `4 · LANES` bytes of `s`; panics if there are fewer.
+    fn load_i(self, s: &[u8]) -> Self::I;
+    /// Stores `4 · LANES` bytes; panics if there is less room.
+    fn store_i(self, v: Self::I, s: &mut [u8]);
+    /// Bitwise `a & b`.
+    fn and_i(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Bitwise `a | b`.
+    fn or_i(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Every i32 shifted left by `N`.
+    fn shl_i<const N: u32>(self, a: Self::I) -> Self::I;
+    /// Every i32 shifted right by `N`, zeros coming in.
+    fn shr_i<const N: u32>(self, a: Self::I) -> Self::I;
+    /// Byte-wise `table[index]`; every byte of `index` is below 16.
+    fn lookup(self, table: &[u8; 16], index: Self::I) -> Self::I;
+    /// `acc + Σ w·a` over the four bytes of every lane, exact: w unsigned, a in −127 ..= 127.
+    /// `low` promises that every w is at most 127, where that is faster.
+    fn dot(self, acc: Self::I, w: Self::I, a: Self::I, low: bool) -> Self::I;
+    /// The same bits as f32.
+    fn from_bits(self, a: Self::I) -> Self::V;
+    /// The same bits as i32.
+    fn to_bits(self, a: Self::V) -> Self::I;
+    /// Every i32 as f32.
+    fn to_f32(self, a: Self::I) -> Self::V;
+    /// `acc + w₀a₀ + w₁a₁` over the two bf16 of every lane.
+    fn dot_bf16(self, acc: Self::V, w: Self::I, a: Self::I) -> Self::V;
 
     /// Zero.
     #[inline(always)]
@@ -125,12 +164,24 @@ pub fn dispatch<O: WithSimd>(isa: Isa, op: O) -> O::Output {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => crate::arch::x86_64::Avx2::new().expect("AVX2 and FMA").vectorize(op),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => crate::arch::x86_64::Avx512::new().expect("AVX-512").vectorize(op),
+        Isa::Avx512 => crate::arch::x86_64::Avx512::<false>::new().expect("AVX-512").vectorize(op),
         #[cfg(target_arch = "aarch64")]
         Isa::Neon => crate::arch::aarch64::Neon::new().expect("NEON").vectorize(op),
         #[allow(unreachable_patterns)]
         other => panic!("instruction set {other} is not available on this machine"),
     }
+}
+
+/// [`dispatch`] for ops that live on [`Simd::dot_bf16`]: with the CPU's own instruction for it
+/// where there is one.
+pub fn dispatch_bf16<O: WithSimd>(isa: Isa, op: O) -> O::Output {
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Avx512
+        && let Some(token) = crate::arch::x86_64::Avx512::<true>::new()
+    {
+        return token.vectorize(op);
+    }
+    dispatch(isa, op)
 }
 
 #[cfg(test)]

@@ -26,6 +26,7 @@ impl Simd for Neon {
     const LANES: usize = 4;
     const REGISTERS: usize = 32;
     type V = float32x4_t;
+    type I = uint8x16_t;
 
     #[inline(always)]
     fn splat(self, x: f32) -> float32x4_t {
@@ -118,5 +119,134 @@ impl Simd for Neon {
     fn max_lane(self, a: float32x4_t) -> f32 {
         // SAFETY: NEON is present on AArch64.
         unsafe { vmaxvq_f32(a) }
+    }
+    #[inline(always)]
+    fn load_f16(self, s: &[u8]) -> float32x4_t {
+        assert!(s.len() >= 8);
+        // SAFETY: NEON is present on AArch64.
+        unsafe {
+            let mut wide = [0.0; 4];
+            for (to, h) in wide.iter_mut().zip(s.as_chunks::<2>().0) {
+                *to = half::f16::from_le_bytes(*h).to_f32();
+            }
+            vld1q_f32(wide.as_ptr())
+        }
+    }
+    #[inline(always)]
+    fn load_u8(self, s: &[u8]) -> float32x4_t {
+        // SAFETY: NEON is present on AArch64.
+        unsafe {
+            let bytes = u32::from_le_bytes([s[0], s[1], s[2], s[3]]);
+            let half = vget_low_u16(vmovl_u8(vcreate_u8(u64::from(bytes))));
+            vcvtq_f32_u32(vmovl_u16(half))
+        }
+    }
+    #[inline(always)]
+    fn load_i8(self, s: &[u8]) -> float32x4_t {
+        // SAFETY: NEON is present on AArch64.
+        unsafe {
+            let bytes = u32::from_le_bytes([s[0], s[1], s[2], s[3]]);
+            let half = vget_low_s16(vmovl_s8(vcreate_s8(u64::from(bytes))));
+            vcvtq_f32_s32(vmovl_s16(half))
+        }
+    }
+    #[inline(always)]
+    fn store_i8(self, v: float32x4_t, s: &mut [u8]) {
+        // SAFETY: NEON is present on AArch64.
+        unsafe {
+            let half = vqmovn_s32(vcvtnq_s32_f32(v));
+            let bytes = vqmovn_s16(vcombine_s16(half, half));
+            let word = vget_lane_u32::<0>(vreinterpret_u32_s8(bytes));
+            s[..4].copy_from_slice(&word.to_le_bytes());
+        }
+    }
+    #[inline(always)]
+    fn splat_i(self, x: i32) -> uint8x16_t {
+        // SAFETY: NEON is present on AArch64.
+        unsafe { vreinterpretq_u8_s32(vdupq_n_s32(x)) }
+    }
+    #[inline(always)]
+    fn load_i(self, s: &[u8]) -> uint8x16_t {
+        assert!(s.len() >= 16);
+        // SAFETY: NEON is present; the bytes are in bounds.
+        unsafe { vld1q_u8(s.as_ptr()) }
+    }
+    #[inline(always)]
+    fn store_i(self, v: uint8x16_t, s: &mut [u8]) {
+        assert!(s.len() >= 16);
+        // SAFETY: NEON is present; the bytes are in bounds.
+        unsafe {
+            vst1q_u8(s.as_mut_ptr(), v);
+        }
+    }
+    #[inline(always)]
+    fn and_i(self, a: uint8x16_t, b: uint8x16_t) -> uint8x16_t {
+        // SAFETY: NEON is present on AArch64.
+        unsafe { vandq_u8(a, b) }
+    }
+    #[inline(always)]
+    fn or_i(self, a: uint8x16_t, b: uint8x16_t) -> uint8x16_t {
+        // SAFETY: NEON is present on AArch64.
+        unsafe { vorrq_u8(a, b) }
+    }
+    #[inline(always)]
+    fn shl_i<const N: u32>(self, a: uint8x16_t) -> uint8x16_t {
+        // SAFETY: NEON is present on AArch64.
+        unsafe { vreinterpretq_u8_u32(vshlq_u32(vreinterpretq_u32_u8(a), vdupq_n_s32(N as i32))) }
+    }
+    #[inline(always)]
+    fn shr_i<const N: u32>(self, a: uint8x16_t) -> uint8x16_t {
+        // SAFETY: NEON is present on AArch64.
+        unsafe {
+            vreinterpretq_u8_u32(vshlq_u32(vreinterpretq_u32_u8(a), vdupq_n_s32(-(N as i32))))
+        }
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[u8; 16], index: uint8x16_t) -> uint8x16_t {
+        // SAFETY: NEON is present on AArch64.
+        unsafe { vqtbl1q_u8(vld1q_u8(table.as_ptr()), index) }
+    }
+    #[inline(always)]
+    fn dot(self, acc: uint8x16_t, w: uint8x16_t, a: uint8x16_t, low: bool) -> uint8x16_t {
+        // SAFETY: NEON is present on AArch64.
+        unsafe {
+            let a = vreinterpretq_s8_u8(a);
+            // Weights above 127 count 128 less, and 128 · Σ a is added after.
+            let flip = if low { 0 } else { 0x80 };
+            let w = vreinterpretq_s8_u8(veorq_u8(w, vdupq_n_u8(flip)));
+            let first = vpaddlq_s16(vmull_s8(vget_low_s8(w), vget_low_s8(a)));
+            let second = vpaddlq_s16(vmull_high_s8(w, a));
+            let mut sums = vaddq_s32(vreinterpretq_s32_u8(acc), vpaddq_s32(first, second));
+            if !low {
+                sums = vaddq_s32(sums, vshlq_n_s32::<7>(vpaddlq_s16(vpaddlq_s8(a))));
+            }
+            vreinterpretq_u8_s32(sums)
+        }
+    }
+    #[inline(always)]
+    fn to_f32(self, a: uint8x16_t) -> float32x4_t {
+        // SAFETY: NEON is present on AArch64.
+        unsafe { vcvtq_f32_s32(vreinterpretq_s32_u8(a)) }
+    }
+    #[inline(always)]
+    fn dot_bf16(self, acc: float32x4_t, w: uint8x16_t, a: uint8x16_t) -> float32x4_t {
+        // SAFETY: NEON is present on AArch64.
+        unsafe {
+            let [w, a] = [w, a].map(|x| vreinterpretq_u32_u8(x));
+            let [w0, a0] = [w, a].map(|x| vreinterpretq_f32_u32(vshlq_n_u32::<16>(x)));
+            let high = vdupq_n_u32(0xffff_0000);
+            let [w1, a1] = [w, a].map(|x| vreinterpretq_f32_u32(vandq_u32(x, high)));
+            vfmaq_f32(vfmaq_f32(acc, w0, a0), w1, a1)
+        }
+    }
+    #[inline(always)]
+    fn from_bits(self, a: Self::I) -> Self::V {
+        // SAFETY: NEON is present on AArch64.
+        unsafe { vreinterpretq_f32_u8(a) }
+    }
+    #[inline(always)]
+    fn to_bits(self, a: Self::V) -> Self::I {
+        // SAFETY: NEON is present on AArch64.
+        unsafe { vreinterpretq_u8_f32(a) }
     }
 }

@@ -10,6 +10,7 @@ impl Simd for Scalar {
     const LANES: usize = 1;
     const REGISTERS: usize = 16;
     type V = f32;
+    type I = u32;
 
     #[inline(always)]
     fn splat(self, x: f32) -> f32 {
@@ -75,5 +76,77 @@ impl Simd for Scalar {
     #[inline(always)]
     fn max_lane(self, a: f32) -> f32 {
         a
+    }
+    #[inline(always)]
+    fn load_f16(self, s: &[u8]) -> f32 {
+        half::f16::from_le_bytes([s[0], s[1]]).to_f32()
+    }
+    #[inline(always)]
+    fn load_u8(self, s: &[u8]) -> f32 {
+        f32::from(s[0])
+    }
+    #[inline(always)]
+    fn load_i8(self, s: &[u8]) -> f32 {
+        f32::from(s[0] as i8)
+    }
+    #[inline(always)]
+    fn store_i8(self, v: f32, s: &mut [u8]) {
+        s[0] = v as i8 as u8;
+    }
+    #[inline(always)]
+    fn splat_i(self, x: i32) -> u32 {
+        x as u32
+    }
+    #[inline(always)]
+    fn load_i(self, s: &[u8]) -> u32 {
+        u32::from_le_bytes([s[0], s[1], s[2], s[3]])
+    }
+    #[inline(always)]
+    fn store_i(self, v: u32, s: &mut [u8]) {
+        s[..4].copy_from_slice(&v.to_le_bytes());
+    }
+    #[inline(always)]
+    fn and_i(self, a: u32, b: u32) -> u32 {
+        a & b
+    }
+    #[inline(always)]
+    fn or_i(self, a: u32, b: u32) -> u32 {
+        a | b
+    }
+    #[inline(always)]
+    fn shl_i<const N: u32>(self, a: u32) -> u32 {
+        a << N
+    }
+    #[inline(always)]
+    fn shr_i<const N: u32>(self, a: u32) -> u32 {
+        a >> N
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[u8; 16], index: u32) -> u32 {
+        u32::from_le_bytes(index.to_le_bytes().map(|i| table[usize::from(i & 15)]))
+    }
+    #[inline(always)]
+    fn dot(self, acc: u32, w: u32, a: u32, _low: bool) -> u32 {
+        let products = w.to_le_bytes().into_iter().zip(a.to_le_bytes());
+        products
+            .fold(acc, |sum, (w, a)| sum.wrapping_add((i32::from(w) * i32::from(a as i8)) as u32))
+    }
+    #[inline(always)]
+    fn to_f32(self, a: u32) -> f32 {
+        a as i32 as f32
+    }
+    #[inline(always)]
+    fn dot_bf16(self, acc: f32, w: u32, a: u32) -> f32 {
+        let low = |x: u32| f32::from_bits(x << 16);
+        let high = |x: u32| f32::from_bits(x & 0xffff_0000);
+        acc + low(w) * low(a) + high(w) * high(a)
+    }
+    #[inline(always)]
+    fn from_bits(self, a: Self::I) -> Self::V {
+        f32::from_bits(a)
+    }
+    #[inline(always)]
+    fn to_bits(self, a: Self::V) -> Self::I {
+        a.to_bits()
     }
 }

@@ -8,6 +8,8 @@ pub mod causal_conv1d;
 pub mod embedding;
 pub mod gemm;
 mod kv_cache;
+pub mod packed;
+pub mod q8_rows;
 pub mod quantize;
 pub mod rms_norm;
 pub mod selective_state_update;

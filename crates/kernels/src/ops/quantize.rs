@@ -19,7 +19,7 @@ use crate::simd::{Simd, WithSimd, dispatch};
 use half::f16;
 
 /// Levels of IQ4_NL (`kvalues_iq4nl`).
-const IQ4_NL_LEVELS: [i8; 16] =
+pub(crate) const IQ4_NL_LEVELS: [i8; 16] =
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
 /// Decodes whole blocks: `out.len()` values from `data`.
@@ -161,7 +161,7 @@ fn iq4_nl(b: &[u8; 18], y: &mut [f32; 32]) {
 
 /// 6-bit scale and minimum of sub-block `j` (ggml's `get_scale_min_k4`).
 #[inline(always)]
-fn scale_min_k4(j: usize, s: &[u8]) -> (u8, u8) {
+pub(crate) fn scale_min_k4(j: usize, s: &[u8]) -> (u8, u8) {
     if j < 4 {
         (s[j] & 63, s[j + 4] & 63)
     } else {

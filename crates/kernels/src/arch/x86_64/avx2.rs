@@ -35,6 +35,7 @@ impl Simd for Avx2 {
     const LANES: usize = 8;
     const REGISTERS: usize = 16;
     type V = __m256;
+    type I = __m256i;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {
@@ -132,5 +133,124 @@ impl Simd for Avx2 {
             let d = _mm_max_ps(q, _mm_movehl_ps(q, q));
             _mm_cvtss_f32(_mm_max_ss(d, _mm_movehdup_ps(d)))
         }
+    }
+    #[inline(always)]
+    fn load_f16(self, s: &[u8]) -> __m256 {
+        assert!(s.len() >= 16);
+        // SAFETY: the token proves the features; the bytes are in bounds.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(s.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn load_u8(self, s: &[u8]) -> __m256 {
+        assert!(s.len() >= 8);
+        // SAFETY: the token proves the features; the bytes are in bounds.
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(s.as_ptr().cast()))) }
+    }
+    #[inline(always)]
+    fn load_i8(self, s: &[u8]) -> __m256 {
+        assert!(s.len() >= 8);
+        // SAFETY: the token proves the features; the bytes are in bounds.
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(s.as_ptr().cast()))) }
+    }
+    #[inline(always)]
+    fn store_i8(self, v: __m256, s: &mut [u8]) {
+        assert!(s.len() >= 8);
+        // SAFETY: the token proves the features; the bytes are in bounds.
+        unsafe {
+            let wide = _mm256_cvtps_epi32(v);
+            let (low, high) = (_mm256_castsi256_si128(wide), _mm256_extracti128_si256::<1>(wide));
+            let half = _mm_packs_epi32(low, high);
+            _mm_storel_epi64(s.as_mut_ptr().cast(), _mm_packs_epi16(half, half));
+        }
+    }
+    #[inline(always)]
+    fn splat_i(self, x: i32) -> __m256i {
+        // SAFETY: the token proves the features.
+        unsafe { _mm256_set1_epi32(x) }
+    }
+    #[inline(always)]
+    fn load_i(self, s: &[u8]) -> __m256i {
+        assert!(s.len() >= 32);
+        // SAFETY: the token proves the features; the bytes are in bounds.
+        unsafe { _mm256_loadu_si256(s.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn store_i(self, v: __m256i, s: &mut [u8]) {
+        assert!(s.len() >= 32);
+        // SAFETY: the token proves the features; the bytes are in bounds.
+        unsafe {
+            _mm256_storeu_si256(s.as_mut_ptr().cast(), v);
+        }
+    }
+    #[inline(always)]
+    fn and_i(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: the token proves the features.
+        unsafe { _mm256_and_si256(a, b) }
+    }
+    #[inline(always)]
+    fn or_i(self, a: __m256i, b: __m256i) -> __m256i {
+        // SAFETY: the token proves the features.
+        unsafe { _mm256_or_si256(a, b) }
+    }
+    #[inline(always)]
+    fn shl_i<const N: u32>(self, a: __m256i) -> __m256i {
+        // SAFETY: the token proves the features.
+        unsafe { _mm256_sll_epi32(a, _mm_cvtsi32_si128(N as i32)) }
+    }
+    #[inline(always)]
+    fn shr_i<const N: u32>(self, a: __m256i) -> __m256i {
+        // SAFETY: the token proves the features.
+        unsafe { _mm256_srl_epi32(a, _mm_cvtsi32_si128(N as i32)) }
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[u8; 16], index: __m256i) -> __m256i {
+        // SAFETY: the token proves the features.
+        unsafe {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm256_shuffle_epi8(table, index)
+        }
+    }
+    #[inline(always)]
+    fn dot(self, acc: __m256i, w: __m256i, a: __m256i, low: bool) -> __m256i {
+        // SAFETY: the token proves the features.
+        unsafe {
+            if low {
+                // 2 · 127 · 127 fits in 16 bits: the pairs do not saturate.
+                let pairs = _mm256_maddubs_epi16(w, a);
+                let sums = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+                return _mm256_add_epi32(acc, sums);
+            }
+            let even = _mm256_and_si256(w, _mm256_set1_epi16(0xff));
+            let even_a = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(a));
+            let (odd, odd_a) = (_mm256_srli_epi16::<8>(w), _mm256_srai_epi16::<8>(a));
+            let sums =
+                _mm256_add_epi32(_mm256_madd_epi16(even, even_a), _mm256_madd_epi16(odd, odd_a));
+            _mm256_add_epi32(acc, sums)
+        }
+    }
+    #[inline(always)]
+    fn to_f32(self, a: __m256i) -> __m256 {
+        // SAFETY: the token proves the features.
+        unsafe { _mm256_cvtepi32_ps(a) }
+    }
+    #[inline(always)]
+    fn dot_bf16(self, acc: __m256, w: __m256i, a: __m256i) -> __m256 {
+        // SAFETY: the token proves the features.
+        unsafe {
+            let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+            let [w0, a0] = [w, a].map(|x| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(x)));
+            let [w1, a1] = [w, a].map(|x| _mm256_castsi256_ps(_mm256_and_si256(x, high)));
+            _mm256_fmadd_ps(w1, a1, _mm256_fmadd_ps(w0, a0, acc))
+        }
+    }
+    #[inline(always)]
+    fn from_bits(self, a: Self::I) -> Self::V {
+        // SAFETY: the token proves the features.
+        unsafe { _mm256_castsi256_ps(a) }
+    }
+    #[inline(always)]
+    fn to_bits(self, a: Self::V) -> Self::I {
+        // SAFETY: the token proves the features.
+        unsafe { _mm256_castps_si256(a) }
     }
 }

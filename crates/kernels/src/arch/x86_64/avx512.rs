@@ -1,16 +1,17 @@
-//! AVX-512 F, BW, DQ and VL: 16 lanes, 32 registers.
+//! AVX-512 F, BW, DQ, VL and VNNI: 16 lanes, 32 registers; with `BF16` also AVX512_BF16.
 //!
 //! Invariant: an [`Avx512`] value exists only where [`Avx512::new`] found the features, so every
-//! method may use them.
+//! method may use them. CPUs with AVX-512 but without VNNI count as AVX2.
 
 use crate::simd::{Simd, WithSimd};
 use core::arch::x86_64::*;
 
-/// Proof that the CPU has AVX-512 F, BW, DQ and VL (and FMA, F16C).
+/// Proof that the CPU has AVX-512 F, BW, DQ, VL and VNNI (and FMA, F16C), and AVX512_BF16 where
+/// `BF16` is true.
 #[derive(Clone, Copy)]
-pub struct Avx512(());
+pub struct Avx512<const BF16: bool = false>(());
 
-impl Avx512 {
+impl<const BF16: bool> Avx512<BF16> {
     /// The token, if this machine has the features.
     #[inline(always)]
     pub fn new() -> Option<Self> {
@@ -18,15 +19,19 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512dq")
             && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni")
             && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c");
+            && is_x86_feature_detected!("f16c")
+            && (!BF16 || is_x86_feature_detected!("avx512bf16"));
         found.then_some(Self(()))
     }
+}
 
+impl Avx512<false> {
     /// Runs `op` in a function compiled with the features.
     pub fn vectorize<O: WithSimd>(self, op: O) -> O::Output {
         #[target_feature(
-            enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt"
+            enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt"
         )]
         fn inner<O: WithSimd>(s: Avx512, op: O) -> O::Output {
             op.run(s)
@@ -36,10 +41,25 @@ impl Avx512 {
     }
 }
 
-impl Simd for Avx512 {
+impl Avx512<true> {
+    /// Runs `op` in a function compiled with the features.
+    pub fn vectorize<O: WithSimd>(self, op: O) -> O::Output {
+        #[target_feature(
+            enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt"
+        )]
+        fn inner<O: WithSimd>(s: Avx512<true>, op: O) -> O::Output {
+            op.run(s)
+        }
+        // SAFETY: the token proves AVX-512, BF16, FMA and F16C; bit manipulation comes with it.
+        unsafe { inner(self, op) }
+    }
+}
+
+impl<const BF16: bool> Simd for Avx512<BF16> {
     const LANES: usize = 16;
     const REGISTERS: usize = 32;
     type V = __m512;
+    type I = __m512i;
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -141,5 +161,115 @@ impl Simd for Avx512 {
     fn max_lane(self, a: __m512) -> f32 {
         // SAFETY: the token proves the features.
         unsafe { _mm512_reduce_max_ps(a) }
+    }
+    #[inline(always)]
+    fn load_f16(self, s: &[u8]) -> __m512 {
+        assert!(s.len() >= 32);
+        // SAFETY: the token proves the features; the bytes are in bounds.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(s.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn load_u8(self, s: &[u8]) -> __m512 {
+        assert!(s.len() >= 16);
+        // SAFETY: the token proves the features; the bytes are in bounds.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(s.as_ptr().cast()))) }
+    }
+    #[inline(always)]
+    fn load_i8(self, s: &[u8]) -> __m512 {
+        assert!(s.len() >= 16);
+        // SAFETY: the token proves the features; the bytes are in bounds.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(s.as_ptr().cast()))) }
+    }
+    #[inline(always)]
+    fn store_i8(self, v: __m512, s: &mut [u8]) {
+        assert!(s.len() >= 16);
+        // SAFETY: the token proves the features; the bytes are in bounds.
+        unsafe {
+            _mm_storeu_si128(s.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(v)));
+        }
+    }
+    #[inline(always)]
+    fn splat_i(self, x: i32) -> __m512i {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_set1_epi32(x) }
+    }
+    #[inline(always)]
+    fn load_i(self, s: &[u8]) -> __m512i {
+        assert!(s.len() >= 64);
+        // SAFETY: the token proves the features; the bytes are in bounds.
+        unsafe { _mm512_loadu_si512(s.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn store_i(self, v: __m512i, s: &mut [u8]) {
+        assert!(s.len() >= 64);
+        // SAFETY: the token proves the features; the bytes are in bounds.
+        unsafe {
+            _mm512_storeu_si512(s.as_mut_ptr().cast(), v);
+        }
+    }
+    #[inline(always)]
+    fn and_i(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_and_si512(a, b) }
+    }
+    #[inline(always)]
+    fn or_i(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_or_si512(a, b) }
+    }
+    #[inline(always)]
+    fn shl_i<const N: u32>(self, a: __m512i) -> __m512i {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_slli_epi32::<N>(a) }
+    }
+    #[inline(always)]
+    fn shr_i<const N: u32>(self, a: __m512i) -> __m512i {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_srli_epi32::<N>(a) }
+    }
+    #[inline(always)]
+    fn lookup(self, table: &[u8; 16], index: __m512i) -> __m512i {
+        // SAFETY: the token proves the features.
+        unsafe {
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(table.as_ptr().cast()));
+            _mm512_shuffle_epi8(table, index)
+        }
+    }
+    #[inline(always)]
+    fn dot(self, acc: __m512i, w: __m512i, a: __m512i, _low: bool) -> __m512i {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_dpbusd_epi32(acc, w, a) }
+    }
+    #[inline(always)]
+    fn to_f32(self, a: __m512i) -> __m512 {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_cvtepi32_ps(a) }
+    }
+    #[inline(always)]
+    fn dot_bf16(self, acc: __m512, w: __m512i, a: __m512i) -> __m512 {
+        if BF16 {
+            // SAFETY: `BF16` is true only where the CPU has AVX512_BF16; any bits are valid.
+            unsafe {
+                let (w, a): (__m512bh, __m512bh) = (std::mem::transmute(w), std::mem::transmute(a));
+                return _mm512_dpbf16_ps(acc, w, a);
+            }
+        }
+        // SAFETY: the token proves the features.
+        unsafe {
+            let high = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+            let [w0, a0] = [w, a].map(|x| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(x)));
+            let [w1, a1] = [w, a].map(|x| _mm512_castsi512_ps(_mm512_and_si512(x, high)));
+            _mm512_fmadd_ps(w1, a1, _mm512_fmadd_ps(w0, a0, acc))
+        }
+    }
+    #[inline(always)]
+    fn from_bits(self, a: Self::I) -> Self::V {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_castsi512_ps(a) }
+    }
+    #[inline(always)]
+    fn to_bits(self, a: Self::V) -> Self::I {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_castps_si512(a) }
     }
 }

@@ -1,0 +1,61 @@
+//! Speed of the packed matrix product by number of rows, as shares of the machine's limits:
+//! `cargo run --release -p hybra-kernels --example gemm -- [FORMAT] [N K]`.
+
+use hybra_kernels::dtype::{DType, WeightRef};
+use hybra_kernels::ops::packed::{Epilogue, PackedRef, Rows, matmul, pack, packed_bytes};
+use hybra_kernels::ops::q8_rows::{Bf16Rows, Q8Rows};
+use hybra_kernels::{Cpu, Isa, MatMut, MatRef, limits};
+use std::time::Instant;
+
+fn main() {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let name = args.first().map_or("Q4_0", String::as_str);
+    let dtype = DType::ALL.into_iter().find(|d| d.name() == name).expect("a weight format");
+    let number = |i: usize, default| args.get(i).map_or(default, |a| a.parse().expect("a number"));
+    let (n, k): (usize, usize) = (number(1, 22656), number(2, 4480));
+    let cpu = Cpu::new(Isa::from_env().expect("HYBRA_ISA"), 2);
+    let peak = if dtype == DType::Bf16 { limits::bf16_dot(&cpu) } else { limits::int8_dot(&cpu) };
+    let peak = peak.map_or(f64::NAN, |p| p.ops_per_second);
+    // Several matrices, so that weights come from memory and not from a cache.
+    let copies = (1 << 28) / packed_bytes(dtype, n, k).expect("a compute layout") + 1;
+    let mut stored: Vec<u8> = (0..dtype.row_bytes(k).expect("blocks") * n)
+        .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8 & 0x3f)
+        .collect();
+    stored.iter_mut().step_by(dtype.block_bytes()).for_each(|b| *b &= 0x0f);
+    let packed: Vec<Vec<u8>> = (0..copies)
+        .map(|_| {
+            let mut to = vec![0; packed_bytes(dtype, n, k).expect("a compute layout")];
+            pack(&cpu, WeightRef::new(dtype, n, k, &stored), &mut to);
+            to
+        })
+        .collect();
+    println!("{name} {n}x{k}, {} threads, {}, peak {:.0} GOP/s", 2, cpu.isa(), peak / 1e9);
+    for t in [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 512] {
+        let x: Vec<f32> = (0..t * k).map(|i| (i * 7919 % 2003) as f32 / 1001.0 - 1.0).collect();
+        let (mut q8, mut bf16) = (Q8Rows::default(), Bf16Rows::default());
+        q8.quantize(&cpu, MatRef::new(&x, k));
+        bf16.round(&cpu, MatRef::new(&x, k));
+        let rows = if dtype == DType::Bf16 { Rows::Bf16(&bf16) } else { Rows::Q8(&q8) };
+        let mut out = vec![0.0; t * n];
+        let mut best = f64::INFINITY;
+        let mut times = Vec::new();
+        for i in 0..8.max(2 * copies) {
+            let w = PackedRef::new(dtype, n, k, &packed[i % copies]);
+            let start = Instant::now();
+            matmul(&cpu, rows, w, MatMut::new(&mut out, n), Epilogue::Store);
+            times.push(start.elapsed().as_secs_f64());
+            best = best.min(*times.last().expect("one"));
+        }
+        times.sort_by(f64::total_cmp);
+        let median = times[times.len() / 2];
+        let (ops, bytes) = (2.0 * (t * n * k) as f64, packed[0].len() as f64);
+        println!(
+            "T {t:4}  {:9.1} us  {:7.1} GOP/s ({:4.1} % of peak, best {:4.1} %)  {:5.1} GB/s",
+            median * 1e6,
+            ops / median / 1e9,
+            100.0 * ops / median / peak,
+            100.0 * ops / best / peak,
+            bytes / median / 1e9
+        );
+    }
+}

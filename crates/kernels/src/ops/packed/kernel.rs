@@ -1,0 +1,218 @@
+//! The product of rows of int8 with a packed matrix, from one row to thousands.
+//!
+//! For a block b of 32 values: `acc ← acc + (Σ q·a − OFFSET·Σ a) · (d·s)`, and
+//! `+ min · (s Σ a)` where the format has minima; the sum in brackets is exact in i32, the rest is
+//! f32, blocks in ascending order. **So an output's bits depend on its row of activations and its
+//! row of weights alone**: not on T, the tile, the threads; and where the last step is a fused
+//! multiply-add they are the same on every instruction set.
+//!
+//! A tile is up to `M` rows of activations by `V` vectors of rows of weights, held in registers.
+//! Few rows read the packed panel as it is; from [`WIDEN_ROWS`] rows on, a worker first writes
+//! the panel with a byte per code into a scratch that stays in its second cache.
+
+use super::format::{Format, GROUPS, Panel, ROWS, Wide, panel_bytes, widen};
+use super::{Epilogue, finish};
+use crate::buffer::MatMut;
+use crate::ops::q8_rows::{Q8Row, Q8Rows, WORDS};
+use crate::ops::tile::even_share;
+use crate::simd::{Simd, WithSimd};
+use std::marker::PhantomData;
+
+/// Rows of activations that pay for widening a panel once.
+const WIDEN_ROWS: usize = 32;
+
+/// Some panels against all rows of activations.
+pub(crate) struct Panels<'a, F> {
+    pub(crate) x: &'a Q8Rows,
+    /// The panels' bytes.
+    pub(crate) data: &'a [u8],
+    /// The panels' columns of the output.
+    pub(crate) out: MatMut<'a>,
+    pub(crate) epilogue: Epilogue,
+    pub(crate) scratch: &'a mut Vec<u8>,
+    pub(crate) format: PhantomData<F>,
+}
+
+impl<F: Format> WithSimd for Panels<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        // Panels of a tile: two where a vector is a panel, else one.
+        let step = if S::LANES == ROWS { 2 } else { 1 };
+        let blocks = self.x.blocks();
+        let bytes = panel_bytes::<F>(blocks);
+        let count = self.data.len() / bytes;
+        let widen_first = self.x.rows() >= WIDEN_ROWS;
+        let wide_bytes = panel_bytes::<Wide<F>>(blocks);
+        if widen_first && self.scratch.len() < step * wide_bytes {
+            self.scratch.resize(step * wide_bytes, 0);
+        }
+        for first in (0..count).step_by(step) {
+            let here = step.min(count - first);
+            let panel = |i: usize| {
+                let at = (first + i.min(here - 1)) * bytes;
+                Panel::new::<F>(&self.data[at..at + bytes], blocks)
+            };
+            let panels = [panel(0), panel(1)];
+            if widen_first {
+                let wide = self.scratch.chunks_exact_mut(wide_bytes);
+                for (panel, to) in panels.iter().zip(wide).take(here) {
+                    widen::<S, F>(s, panel, blocks, to);
+                }
+                let wide = |i: usize| {
+                    let at = i.min(here - 1) * wide_bytes;
+                    Panel::new::<Wide<F>>(&self.scratch[at..at + wide_bytes], blocks)
+                };
+                let panels = [wide(0), wide(1)];
+                rows::<S, Wide<F>>(s, self.x, panels, here, first, self.epilogue, &mut self.out);
+            } else {
+                rows::<S, F>(s, self.x, panels, here, first, self.epilogue, &mut self.out);
+            }
+        }
+    }
+}
+
+/// All rows of activations against one or two panels.
+#[inline(always)]
+fn rows<S: Simd, F: Format>(
+    s: S,
+    x: &Q8Rows,
+    panels: [Panel; 2],
+    count: usize,
+    first: usize,
+    epilogue: Epilogue,
+    out: &mut MatMut,
+) {
+    let (col, end) = (first * ROWS, ((first + count) * ROWS).min(out.cols()));
+    // As many rows as keep two accumulators each per vector in three quarters of the registers.
+    let most = match (S::LANES, S::REGISTERS) {
+        (ROWS, _) => 6,
+        (4, _) => 3,
+        (8, _) => 2,
+        _ => 1,
+    };
+    let mut t = 0;
+    while t < x.rows() {
+        let height = even_share(x.rows() - t, most);
+        let mut at = Tile { x, panels, t, col, end, epilogue, out: out.reborrow() };
+        match (height, count) {
+            (6, 2) if most >= 6 => at.vectors::<S, F, 6, 2>(s),
+            (5, 2) if most >= 6 => at.vectors::<S, F, 5, 2>(s),
+            (4, 2) if most >= 6 => at.vectors::<S, F, 4, 2>(s),
+            (3, 2) if most >= 6 => at.vectors::<S, F, 3, 2>(s),
+            (2, 2) if most >= 6 => at.vectors::<S, F, 2, 2>(s),
+            (1, 2) if most >= 6 => at.vectors::<S, F, 1, 2>(s),
+            (6, _) if most >= 6 => at.vectors::<S, F, 6, 1>(s),
+            (5, _) if most >= 6 => at.vectors::<S, F, 5, 1>(s),
+            (4, _) if most >= 6 => at.vectors::<S, F, 4, 1>(s),
+            (3, _) if most >= 3 => at.panel::<S, F, 3>(s),
+            (2, _) if most >= 2 => at.panel::<S, F, 2>(s),
+            _ => at.panel::<S, F, 1>(s),
+        }
+        t += height;
+    }
+}
+
+struct Tile<'a> {
+    x: &'a Q8Rows,
+    panels: [Panel<'a>; 2],
+    /// First row of activations.
+    t: usize,
+    /// First column of the output, and one past the last.
+    col: usize,
+    end: usize,
+    epilogue: Epilogue,
+    out: MatMut<'a>,
+}
+
+impl Tile<'_> {
+    /// One panel in as many vectors as the instruction set needs.
+    #[inline(always)]
+    fn panel<S: Simd, F: Format, const M: usize>(&mut self, s: S) {
+        match S::LANES {
+            ROWS => self.vectors::<S, F, M, 1>(s),
+            8 => self.vectors::<S, F, M, 2>(s),
+            4 => self.vectors::<S, F, M, 4>(s),
+            _ => self.vectors::<S, F, M, 16>(s),
+        }
+    }
+
+    #[inline(always)]
+    fn vectors<S: Simd, F: Format, const M: usize, const V: usize>(&mut self, s: S) {
+        let x: [Q8Row; M] = std::array::from_fn(|m| self.x.row(self.t + m));
+        let panels: [&Panel; V] = std::array::from_fn(|v| &self.panels[v * S::LANES / ROWS]);
+        let acc = products::<S, F, M, V>(s, x, panels, self.x.blocks());
+        for (m, acc) in acc.iter().enumerate() {
+            let row = self.out.row_mut(self.t + m);
+            for (v, acc) in acc.iter().enumerate() {
+                let from = self.col + v * S::LANES;
+                if from < self.end {
+                    let to = self.end.min(from + S::LANES);
+                    finish(s, *acc, self.epilogue, &mut row[from..to]);
+                }
+            }
+        }
+    }
+}
+
+/// Dot products of M rows of activations with V vectors of rows of weights.
+#[inline(always)]
+fn products<S: Simd, F: Format, const M: usize, const V: usize>(
+    s: S,
+    x: [Q8Row; M],
+    panels: [&Panel; V],
+    blocks: usize,
+) -> [[S::V; V]; M] {
+    let mut acc = [[s.zero(); V]; M];
+    let row = |v: usize| v * S::LANES % ROWS;
+    for b in 0..blocks {
+        let codes: [&[u8]; V] =
+            std::array::from_fn(|v| &panels[v].codes[b * F::CODES..(b + 1) * F::CODES]);
+        let words: [&[u32]; M] = std::array::from_fn(|m| &x[m].words[b * WORDS..(b + 1) * WORDS]);
+        let scales: [_; V] = std::array::from_fn(|v| F::scales(s, panels[v], b, row(v)));
+        for half in 0..1 + F::HALVES as usize {
+            let groups = if F::HALVES { half * 4..half * 4 + 4 } else { 0..GROUPS };
+            let mut sums: [[S::I; V]; M] = std::array::from_fn(|m| {
+                let offsets = if F::HALVES { x[m].half_offsets } else { x[m].offsets };
+                let index = if F::HALVES { 2 * b + half } else { b };
+                [start::<S, F>(s, offsets, index); V]
+            });
+            for group in groups {
+                let w: [S::I; V] = std::array::from_fn(|v| F::codes(s, codes[v], row(v), group));
+                for m in 0..M {
+                    let a = s.splat_i(words[m][group] as i32);
+                    for v in 0..V {
+                        sums[m][v] = s.dot(sums[m][v], w[v], a, F::LOW);
+                    }
+                }
+            }
+            for m in 0..M {
+                let step = s.splat(x[m].scales[b]);
+                for v in 0..V {
+                    let scale = s.mul(scales[v].d[half], step);
+                    acc[m][v] = s.fma(s.to_f32(sums[m][v]), scale, acc[m][v]);
+                }
+            }
+        }
+        if F::MIN {
+            for m in 0..M {
+                let sum = s.splat(x[m].sums[b]);
+                for v in 0..V {
+                    acc[m][v] = s.fma(scales[v].min, sum, acc[m][v]);
+                }
+            }
+        }
+    }
+    acc
+}
+
+/// `−OFFSET Σ a`, where the sum of a block of products starts.
+#[inline(always)]
+fn start<S: Simd, F: Format>(s: S, offsets: &[i32], index: usize) -> S::I {
+    match F::OFFSET {
+        0 => s.splat_i(0),
+        // Stored as −8 Σ a.
+        offset => s.splat_i(offsets[index] * (offset / 8)),
+    }
+}

@@ -1,0 +1,331 @@
+//! Activations rounded to int8 or bf16, once for all the matrices that read them.
+//!
+//! **int8**: every 32 values of a row share a scale, `d = max |x| / 127`, `q = round(x / d)` with
+//! ties to even (ggml's Q8_0 with the scale in f32). Beside the bytes lie what products with
+//! unsigned weights need: `−8 Σ q` of every 16 and every 32 values, exact, and `d Σ q`.
+//! A value that is not finite makes its scale NaN, so that it reaches every product of its row.
+//!
+//! **bf16**: rounded to nearest, ties to even; two values to a word.
+//!
+//! Invariants: a row depends on its own values alone. Columns beyond the row's end are zeros. The
+//! buffers only grow, so rows of a size seen before allocate nothing.
+
+use crate::Cpu;
+use crate::buffer::{Chunks, MatRef};
+use crate::simd::{Simd, WithSimd, dispatch};
+
+/// Values that share a scale.
+pub const BLOCK: usize = 32;
+/// 32-bit words of a block of bytes.
+pub(crate) const WORDS: usize = BLOCK / 4;
+
+/// Values that a worker takes at a time, rounded to rows.
+const VALUES_PER_PART: usize = 16 * 1024;
+
+/// Rows of int8, `[T, K]` with K rounded up to a whole block.
+#[derive(Default)]
+pub struct Q8Rows {
+    rows: usize,
+    cols: usize,
+    /// Four values to a word.
+    words: Vec<u32>,
+    /// d of every block.
+    scales: Vec<f32>,
+    /// d Σ q of every block.
+    sums: Vec<f32>,
+    /// −8 Σ q of every block.
+    offsets: Vec<i32>,
+    /// −8 Σ q of every half block.
+    half_offsets: Vec<i32>,
+}
+
+impl Q8Rows {
+    /// Rounds the rows of `x`.
+    pub fn quantize(&mut self, cpu: &Cpu, x: MatRef) {
+        let (rows, cols) = (x.rows(), x.cols());
+        let blocks = cols.div_ceil(BLOCK);
+        (self.rows, self.cols) = (rows, cols);
+        grow(&mut self.words, rows * blocks * WORDS);
+        grow(&mut self.scales, rows * blocks);
+        grow(&mut self.sums, rows * blocks);
+        grow(&mut self.offsets, rows * blocks);
+        grow(&mut self.half_offsets, rows * blocks * 2);
+        let height = (VALUES_PER_PART / cols.max(1)).max(1);
+        let part = height * blocks;
+        let parts = (
+            (
+                Chunks::new(&mut self.words[..rows * blocks * WORDS], part * WORDS),
+                Chunks::new(&mut self.scales[..rows * blocks], part),
+            ),
+            (
+                Chunks::new(&mut self.sums[..rows * blocks], part),
+                (
+                    Chunks::new(&mut self.offsets[..rows * blocks], part),
+                    Chunks::new(&mut self.half_offsets[..rows * blocks * 2], part * 2),
+                ),
+            ),
+        );
+        let isa = cpu.isa();
+        let task = |i: usize, ((words, scales), (sums, (offsets, half_offsets)))| {
+            let first = i * height;
+            dispatch(isa, Quantize { x, first, words, scales, sums, offsets, half_offsets });
+        };
+        cpu.pool().for_parts_sized(rows * cols * 4, parts, task);
+    }
+
+    /// T.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// K.
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// Blocks of a row.
+    pub(crate) fn blocks(&self) -> usize {
+        self.cols.div_ceil(BLOCK)
+    }
+
+    /// The parts of row `r`.
+    #[inline(always)]
+    pub(crate) fn row(&self, r: usize) -> Q8Row<'_> {
+        let blocks = self.blocks();
+        let at = r * blocks..(r + 1) * blocks;
+        Q8Row {
+            words: &self.words[at.start * WORDS..at.end * WORDS],
+            scales: &self.scales[at.clone()],
+            sums: &self.sums[at.clone()],
+            half_offsets: &self.half_offsets[at.start * 2..at.end * 2],
+            offsets: &self.offsets[at],
+        }
+    }
+
+    /// Bytes held.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let words = self.words.capacity() + self.scales.capacity() + self.sums.capacity();
+        4 * (words + self.offsets.capacity() + self.half_offsets.capacity())
+    }
+}
+
+fn grow<T: Copy + Default>(buffer: &mut Vec<T>, len: usize) {
+    if buffer.len() < len {
+        buffer.reserve_exact(len - buffer.len());
+        buffer.resize(len, T::default());
+    }
+}
+
+/// One row; see [`Q8Rows`].
+#[derive(Clone, Copy)]
+pub(crate) struct Q8Row<'a> {
+    pub(crate) words: &'a [u32],
+    pub(crate) scales: &'a [f32],
+    pub(crate) sums: &'a [f32],
+    pub(crate) offsets: &'a [i32],
+    pub(crate) half_offsets: &'a [i32],
+}
+
+struct Quantize<'a> {
+    x: MatRef<'a>,
+    /// First row.
+    first: usize,
+    words: &'a mut [u32],
+    scales: &'a mut [f32],
+    sums: &'a mut [f32],
+    offsets: &'a mut [i32],
+    half_offsets: &'a mut [i32],
+}
+
+impl WithSimd for Quantize<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let blocks = self.x.cols().div_ceil(BLOCK);
+        for (i, scale) in self.scales.iter_mut().enumerate() {
+            let (row, from) = (self.x.row(self.first + i / blocks), i % blocks * BLOCK);
+            let words: &mut [u8] = bytemuck::cast_slice_mut(&mut self.words[i * WORDS..][..WORDS]);
+            let half: [f32; 2] = if from + BLOCK <= row.len() {
+                block(s, &row[from..from + BLOCK], scale, words)
+            } else {
+                let mut last = [0.0; BLOCK];
+                last[..row.len() - from].copy_from_slice(&row[from..]);
+                block(s, &last, scale, words)
+            };
+            if cfg!(target_endian = "big") {
+                self.words[i * WORDS..][..WORDS].iter_mut().for_each(|w| *w = w.swap_bytes());
+            }
+            self.sums[i] = *scale * (half[0] + half[1]);
+            self.half_offsets[2 * i] = -8 * half[0] as i32;
+            self.half_offsets[2 * i + 1] = -8 * half[1] as i32;
+            self.offsets[i] = self.half_offsets[2 * i] + self.half_offsets[2 * i + 1];
+        }
+    }
+}
+
+/// One block; returns Σ q of its halves.
+#[inline(always)]
+fn block<S: Simd>(s: S, x: &[f32], scale: &mut f32, bytes: &mut [u8]) -> [f32; 2] {
+    // `x · 0` is NaN where x is not finite, whatever the maximum made of it.
+    let (mut largest, mut poison) = (s.zero(), s.zero());
+    for part in x.chunks_exact(S::LANES) {
+        let v = s.load(part);
+        largest = s.max(largest, s.max(v, s.sub(s.zero(), v)));
+        poison = s.fma(v, s.zero(), poison);
+    }
+    let largest = s.max_lane(largest);
+    *scale = largest / 127.0 + s.sum(poison);
+    let inverse = s.splat(if largest > 0.0 { 127.0 / largest } else { 0.0 });
+    let limit = s.splat(127.0);
+    let mut half = [s.zero(); 2];
+    let parts = x.chunks_exact(S::LANES).zip(bytes.chunks_exact_mut(S::LANES));
+    for (i, (part, to)) in parts.enumerate() {
+        // The limit is the second operand: a NaN becomes a number, and the scale is NaN already.
+        let q = s.min(s.round(s.mul(s.load(part), inverse)), limit);
+        s.store_i8(q, to);
+        half[i * S::LANES / 16] = s.add(half[i * S::LANES / 16], q);
+    }
+    half.map(|v| s.sum(v))
+}
+
+/// Rows of bf16, `[T, K]` with K rounded up to an even number.
+#[derive(Default)]
+pub struct Bf16Rows {
+    rows: usize,
+    cols: usize,
+    /// Two values to a word, the first in the low half.
+    words: Vec<u32>,
+}
+
+impl Bf16Rows {
+    /// Rounds the rows of `x`.
+    pub fn round(&mut self, cpu: &Cpu, x: MatRef) {
+        (self.rows, self.cols) = (x.rows(), x.cols());
+        let width = x.cols().div_ceil(2);
+        grow(&mut self.words, x.rows() * width);
+        let height = (VALUES_PER_PART / x.cols().max(1)).max(1);
+        let parts = Chunks::new(&mut self.words[..x.rows() * width], height * width);
+        cpu.pool().for_parts_sized(x.rows() * x.cols() * 2, parts, |i, words| {
+            for (r, words) in words.chunks_mut(width).enumerate() {
+                let row = x.row(i * height + r).chunks(2);
+                for (word, pair) in words.iter_mut().zip(row) {
+                    let second = pair.get(1).map_or(0, |v| bf16_bits(*v));
+                    *word = bf16_bits(pair[0]) | second << 16;
+                }
+            }
+        });
+    }
+
+    /// T.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// K.
+    #[must_use]
+    pub fn cols(&self) -> usize {
+        self.cols
+    }
+
+    /// The words of row `r`.
+    #[inline(always)]
+    pub(crate) fn row(&self, r: usize) -> &[u32] {
+        let width = self.cols.div_ceil(2);
+        &self.words[r * width..(r + 1) * width]
+    }
+
+    /// Bytes held.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        4 * self.words.capacity()
+    }
+}
+
+/// Nearest bf16, ties to even, without branches so that loops over it vectorize.
+#[inline(always)]
+fn bf16_bits(x: f32) -> u32 {
+    let bits = x.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
+    if x.is_nan() { bits >> 16 | 0x40 } else { rounded }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{on_every_cpu, values};
+
+    fn quantized(cpu: &Cpu, x: MatRef) -> Q8Rows {
+        let mut q = Q8Rows::default();
+        q.quantize(cpu, x);
+        q
+    }
+
+    #[test]
+    fn rows_are_near_and_sums_are_exact_on_every_isa() {
+        let (rows, cols) = (13, 75);
+        let x = values(rows * (cols + 3), 1);
+        let x = MatRef::new(&x, cols + 3).columns(2, cols);
+        let all = on_every_cpu(|cpu| {
+            let q = quantized(cpu, x);
+            let mut out = Vec::new();
+            for r in 0..rows {
+                let row = q.row(r);
+                let bytes: &[i8] = bytemuck::cast_slice(row.words);
+                assert_eq!(bytes.len(), 96);
+                for (b, bytes) in bytes.chunks(BLOCK).enumerate() {
+                    let sum = |bytes: &[i8]| bytes.iter().map(|&v| i32::from(v)).sum::<i32>();
+                    assert_eq!(row.offsets[b], -8 * sum(bytes));
+                    assert_eq!(row.half_offsets[2 * b + 1], -8 * sum(&bytes[16..]));
+                    assert_eq!(row.sums[b], row.scales[b] * sum(bytes) as f32);
+                }
+                for (i, &v) in bytes.iter().enumerate() {
+                    let d = row.scales[i / BLOCK];
+                    let want = if i < cols { x.row(r)[i] } else { 0.0 };
+                    assert!((f32::from(v) * d - want).abs() <= 0.5001 * d, "{r} {i}");
+                    out.push(f32::from(v) * d);
+                }
+            }
+            out
+        });
+        assert!(all.windows(2).all(|w| w[0].1 == w[1].1), "every ISA rounds alike");
+    }
+
+    #[test]
+    fn a_bad_value_poisons_its_block_and_zeros_stay_zero() {
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut x = vec![0.0; 96];
+            (x[3], x[40]) = (1.0, bad);
+            for (isa, scales) in
+                on_every_cpu(|cpu| quantized(cpu, MatRef::new(&x, 96)).scales.clone())
+            {
+                assert!(scales[1].is_nan() && scales[2] == 0.0, "{isa} {bad}: {scales:?}");
+                assert!((scales[0] - 1.0 / 127.0).abs() < 1e-9);
+            }
+        }
+    }
+
+    #[test]
+    fn bf16_rounds_to_nearest_even() {
+        let mut x = values(4 * 33, 5);
+        (x[0], x[1], x[2]) = (f32::NAN, 1e-40, f32::INFINITY);
+        for (isa, words) in on_every_cpu(|cpu| {
+            let mut rows = Bf16Rows::default();
+            rows.round(cpu, MatRef::new(&x, 33));
+            (0..4).flat_map(|r| rows.row(r).to_vec()).map(f32::from_bits).collect::<Vec<_>>()
+        }) {
+            for (r, row) in words.chunks(17).enumerate() {
+                for i in 0..34 {
+                    let got =
+                        half::bf16::from_bits((row[i / 2].to_bits() >> (16 * (i % 2))) as u16);
+                    let want = half::bf16::from_f32(if i < 33 { x[r * 33 + i] } else { 0.0 });
+                    assert!(got == want || got.is_nan() && want.is_nan(), "{isa} {r} {i}");
+                }
+            }
+        }
+    }
+}
