@@ -13,7 +13,8 @@ fn main() {
     let dtype = DType::ALL.into_iter().find(|d| d.name() == name).expect("a weight format");
     let number = |i: usize, default| args.get(i).map_or(default, |a| a.parse().expect("a number"));
     let (n, k): (usize, usize) = (number(1, 22656), number(2, 4480));
-    let cpu = Cpu::new(Isa::from_env().expect("HYBRA_ISA"), 2);
+    let threads = std::env::var("THREADS").map_or(2, |t| t.parse().expect("a number"));
+    let cpu = Cpu::new(Isa::from_env().expect("HYBRA_ISA"), threads);
     let peak = if dtype == DType::Bf16 { limits::bf16_dot(&cpu) } else { limits::int8_dot(&cpu) };
     let peak = peak.map_or(f64::NAN, |p| p.ops_per_second);
     // Several matrices, so that weights come from memory and not from a cache.
@@ -29,8 +30,10 @@ fn main() {
             to
         })
         .collect();
-    println!("{name} {n}x{k}, {} threads, {}, peak {:.0} GOP/s", 2, cpu.isa(), peak / 1e9);
-    for t in [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 512] {
+    println!("{name} {n}x{k}, {threads} threads, {}, peak {:.0} GOP/s", cpu.isa(), peak / 1e9);
+    let only: Option<usize> = std::env::var("T").ok().and_then(|t| t.parse().ok());
+    let all = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 512];
+    for t in all.into_iter().filter(|t| only.is_none_or(|o| o == *t)) {
         let x: Vec<f32> = (0..t * k).map(|i| (i * 7919 % 2003) as f32 / 1001.0 - 1.0).collect();
         let (mut q8, mut bf16) = (Q8Rows::default(), Bf16Rows::default());
         q8.quantize(&cpu, MatRef::new(&x, k));

@@ -114,14 +114,16 @@ impl Panels<'_> {
             std::array::from_fn(|v| &panels[v * S::LANES / ROWS][..pairs * GROUP_BYTES]);
         let mut acc = [[s.zero(); V]; M];
         for k in 0..pairs {
-            let w: [S::I; V] = std::array::from_fn(|v| {
+            // Plain loops: closures are not compiled for the instruction set.
+            let mut values = [s.splat_i(0); V];
+            for v in 0..V {
                 let group = &w[v][k * GROUP_BYTES..(k + 1) * GROUP_BYTES];
-                s.load_i(&group[v * S::LANES % ROWS * 4..])
-            });
+                values[v] = s.load_i(&group[v * S::LANES % ROWS * 4..]);
+            }
             for m in 0..M {
                 let a = s.splat_i(x[m][k] as i32);
                 for v in 0..V {
-                    acc[m][v] = s.dot_bf16(acc[m][v], w[v], a);
+                    acc[m][v] = s.dot_bf16(acc[m][v], values[v], a);
                 }
             }
         }

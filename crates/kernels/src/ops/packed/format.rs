@@ -336,10 +336,15 @@ impl<F: Format> Format for Wide<F> {
     #[inline(always)]
     fn scales<S: Simd>(s: S, panel: &Panel, index: usize, row: usize) -> Scales<S::V> {
         let at = index * Self::SCALES + 4 * row;
-        let load = |part: usize| s.from_bits(s.load_i(&panel.scales[at + part * F32_ROWS..]));
-        let d = load(0);
-        let second = if F::HALVES { load(1) } else { d };
-        Scales { d: [d, second], min: if F::MIN { load(1) } else { s.zero() } }
+        let d = s.from_bits(s.load_i(&panel.scales[at..]));
+        let (mut second, mut min) = (d, s.zero());
+        if F::HALVES {
+            second = s.from_bits(s.load_i(&panel.scales[at + F32_ROWS..]));
+        }
+        if F::MIN {
+            min = s.from_bits(s.load_i(&panel.scales[at + F32_ROWS..]));
+        }
+        Scales { d: [d, second], min }
     }
 }
 

@@ -19,7 +19,7 @@ use crate::simd::{Simd, WithSimd};
 use std::marker::PhantomData;
 
 /// Rows of activations that pay for widening a panel once.
-const WIDEN_ROWS: usize = 32;
+const WIDEN_ROWS: usize = 48;
 
 /// Some panels against all rows of activations.
 pub(crate) struct Panels<'a, F> {
@@ -164,22 +164,31 @@ fn products<S: Simd, F: Format, const M: usize, const V: usize>(
     panels: [&Panel; V],
     blocks: usize,
 ) -> [[S::V; V]; M] {
+    // Plain loops: a closure handed to a library function would not be compiled for the
+    // instruction set.
     let mut acc = [[s.zero(); V]; M];
-    let row = |v: usize| v * S::LANES % ROWS;
+    let mut codes = [&panels[0].codes[..0]; V];
+    let mut words = [&x[0].words[..0]; M];
     for b in 0..blocks {
-        let codes: [&[u8]; V] =
-            std::array::from_fn(|v| &panels[v].codes[b * F::CODES..(b + 1) * F::CODES]);
-        let words: [&[u32]; M] = std::array::from_fn(|m| &x[m].words[b * WORDS..(b + 1) * WORDS]);
-        let scales: [_; V] = std::array::from_fn(|v| F::scales(s, panels[v], b, row(v)));
+        for v in 0..V {
+            codes[v] = &panels[v].codes[b * F::CODES..(b + 1) * F::CODES];
+        }
+        for m in 0..M {
+            words[m] = &x[m].words[b * WORDS..(b + 1) * WORDS];
+        }
         for half in 0..1 + F::HALVES as usize {
             let groups = if F::HALVES { half * 4..half * 4 + 4 } else { 0..GROUPS };
-            let mut sums: [[S::I; V]; M] = std::array::from_fn(|m| {
+            let mut sums = [[s.splat_i(0); V]; M];
+            for m in 0..M {
                 let offsets = if F::HALVES { x[m].half_offsets } else { x[m].offsets };
                 let index = if F::HALVES { 2 * b + half } else { b };
-                [start::<S, F>(s, offsets, index); V]
-            });
+                sums[m] = [start::<S, F>(s, offsets, index); V];
+            }
             for group in groups {
-                let w: [S::I; V] = std::array::from_fn(|v| F::codes(s, codes[v], row(v), group));
+                let mut w = [s.splat_i(0); V];
+                for v in 0..V {
+                    w[v] = F::codes(s, codes[v], v * S::LANES % ROWS, group);
+                }
                 for m in 0..M {
                     let a = s.splat_i(words[m][group] as i32);
                     for v in 0..V {
@@ -187,19 +196,14 @@ fn products<S: Simd, F: Format, const M: usize, const V: usize>(
                     }
                 }
             }
-            for m in 0..M {
-                let step = s.splat(x[m].scales[b]);
-                for v in 0..V {
-                    let scale = s.mul(scales[v].d[half], step);
+            for v in 0..V {
+                let scales = F::scales(s, panels[v], b, v * S::LANES % ROWS);
+                for m in 0..M {
+                    let scale = s.mul(scales.d[half], s.splat(x[m].scales[b]));
                     acc[m][v] = s.fma(s.to_f32(sums[m][v]), scale, acc[m][v]);
-                }
-            }
-        }
-        if F::MIN {
-            for m in 0..M {
-                let sum = s.splat(x[m].sums[b]);
-                for v in 0..V {
-                    acc[m][v] = s.fma(scales[v].min, sum, acc[m][v]);
+                    if F::MIN {
+                        acc[m][v] = s.fma(scales.min, s.splat(x[m].sums[b]), acc[m][v]);
+                    }
                 }
             }
         }
