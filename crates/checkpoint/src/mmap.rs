@@ -95,6 +95,21 @@ impl Region {
         );
         Region { map: Arc::clone(map), range }
     }
+
+    /// Tells the system that these bytes will hardly be read again: pages of a mapped file leave
+    /// this process's memory, and come back from the file if they are read after all.
+    pub fn release(&self) {
+        #[cfg(unix)]
+        if let Backing::Mapped(map) = &self.map.0
+            && !self.range.is_empty()
+        {
+            let advice = memmap2::UncheckedAdvice::DontNeed;
+            // SAFETY: the map is a shared, read-only view of a file; dropped pages are read from
+            // the same file again, so no byte that anyone sees changes.
+            let _ =
+                unsafe { map.unchecked_advise_range(advice, self.range.start, self.range.len()) };
+        }
+    }
 }
 
 impl Deref for Region {

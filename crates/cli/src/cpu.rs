@@ -1,7 +1,17 @@
-//! Options about the machine: threads and instruction set.
+//! Options about the machine: threads, instruction set, arithmetic.
 
 use anyhow::Result;
+use clap::ValueEnum;
 use hybra_kernels::{Cpu, Isa};
+
+/// How activations meet the large matrices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Arithmetic {
+    /// Weights packed; activations in int8 (block formats) or bf16 (bf16 weights)
+    Fast,
+    /// Weights as stored, activations f32: slow, for comparison
+    Exact,
+}
 
 /// Options shared by every command that computes.
 #[derive(clap::Args, Clone)]
@@ -10,6 +20,9 @@ pub(crate) struct CpuArgs {
     /// Threads to compute with [default: all cores]
     #[arg(short, long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+    /// Arithmetic of matrix products [default: fast; of verify: exact]
+    #[arg(long, value_enum)]
+    arithmetic: Option<Arithmetic>,
 }
 
 impl CpuArgs {
@@ -22,5 +35,10 @@ impl CpuArgs {
     pub(crate) fn threads(&self) -> usize {
         let all = || std::thread::available_parallelism().map_or(1, usize::from);
         self.threads.map_or_else(all, usize::from)
+    }
+
+    /// What was asked for, or `default`.
+    pub(crate) fn arithmetic(&self, default: Arithmetic) -> Arithmetic {
+        self.arithmetic.unwrap_or(default)
     }
 }

@@ -1,7 +1,8 @@
 //! What a MODEL on the command line stands for, and its parts: checkpoint, weights, tokenizer.
 //!
 //! A MODEL is nothing (the model inside the binary), an existing path, or a hub id; an existing
-//! path always wins. Weights stay in their mapped file, so loading reads little more than headers.
+//! path always wins. For exact arithmetic weights stay in their mapped file; for fast arithmetic they
+//! are packed, and the file's pages leave memory.
 
 mod tokenizer;
 
@@ -9,10 +10,12 @@ pub(crate) use tokenizer::{
     GenerationDefaults, HF_CONFIG_JSON, HF_JSON, LoadedTokenizer, has_tokenizer, load_tokenizer,
 };
 
+use crate::cpu::Arithmetic;
 use crate::hub::{self, Want};
 use crate::progress::Progress;
 use anyhow::{Context, Result, bail};
 use hybra_checkpoint::{Checkpoint, Mapping};
+use hybra_kernels::Cpu;
 use hybra_model::config::Config;
 use hybra_model::nemotron_h::NemotronH;
 use hybra_model::presets::{preset, preset_names};
@@ -148,15 +151,17 @@ fn display_name(path: &Path) -> String {
     name.unwrap_or(path.as_os_str()).to_string_lossy().into_owned()
 }
 
-/// Reads the configuration and takes the weights.
-pub(crate) fn load_model(source: &Source) -> Result<NemotronH> {
+/// Reads the configuration and takes the weights, packed for fast arithmetic.
+pub(crate) fn load_model(source: &Source, cpu: &Cpu, arithmetic: Arithmetic) -> Result<NemotronH> {
     let config = Config::from_checkpoint(&source.checkpoint)?;
     for note in notes(source)? {
         eprintln!("note: {note}");
     }
-    let mut bar = Progress::pieces("loading", source.checkpoint.tensors().len() as u64);
-    let weights = Weights::load(&source.checkpoint, &config, |done, _| bar.set(done as u64))?;
-    drop(bar);
+    let mut weights = Weights::load(&source.checkpoint, &config, |_, _| {})?;
+    if arithmetic == Arithmetic::Fast {
+        let mut bar = Progress::bytes("packing weights", weights.bytes() as u64);
+        weights.pack(cpu, |done, _| bar.set(done)).context("no memory to pack the weights")?;
+    }
     Ok(NemotronH::new(config, weights))
 }
 
@@ -183,11 +188,13 @@ pub(crate) fn notes(source: &Source) -> Result<Vec<String>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use hybra_kernels::Isa;
 
     #[test]
     fn the_embedded_model_has_weights_and_a_tokenizer() {
         let source = resolve(None).unwrap();
-        let model = load_model(&source).unwrap();
+        let cpu = Cpu::new(Isa::best(), 1);
+        let model = load_model(&source, &cpu, Arithmetic::Fast).unwrap();
         let loaded = load_tokenizer(&source, model.config()).unwrap();
         assert!(loaded.tokenizer.vocab_size() <= model.config().vocab_size);
         assert!(loaded.tokenizer.chat_template().is_ok());

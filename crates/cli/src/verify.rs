@@ -9,7 +9,7 @@ mod reference;
 mod report;
 mod weights;
 
-use crate::cpu::CpuArgs;
+use crate::cpu::{Arithmetic, CpuArgs};
 use crate::options::KvDtypeArg;
 use crate::source::{self, Source};
 use anyhow::{Context, Result};
@@ -76,7 +76,7 @@ fn tolerance(text: &str) -> Result<f64, String> {
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let cpu = args.cpu.cpu()?;
     let source = source::resolve(args.model.as_deref())?;
-    let model = source::load_model(&source)?;
+    let model = source::load_model(&source, &cpu, args.cpu.arithmetic(Arithmetic::Exact))?;
     let file = Checkpoint::open(&args.reference).context("--reference")?;
     let reference = Reference::read(&file, model.config())?;
     let report = compare(&args, &cpu, &source, &model, reference)?;

@@ -21,6 +21,7 @@
 pub mod arch;
 pub mod buffer;
 pub mod dtype;
+pub mod huge_bytes;
 pub mod isa;
 pub mod limits;
 pub mod ops;
@@ -29,6 +30,7 @@ pub mod threads;
 
 pub use buffer::{MatMut, MatRef};
 pub use dtype::{DType, WeightRef};
+pub use huge_bytes::HugeBytes;
 pub use isa::Isa;
 pub use threads::ThreadPool;
 

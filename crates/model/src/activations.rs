@@ -3,7 +3,10 @@
 //!
 //! Shapes (T tokens of the batch, R rows with logits): `hidden` and `normed` `[T, h]`, `wide`
 //! `[T, widest first projection]`, `conv` `[T, widest conv]`, `mix` `[T, widest input of an
-//! output projection]`, `out` `[T, h]`, `logits` `[R, V]`.
+//! output projection]`, `out` `[T, h]`, `logits` `[R, V]`; `rounded` holds the input of the
+//! projections that run next.
+
+use crate::matrix::Rounded;
 
 /// The buffers; see the file header for the shapes.
 #[derive(Default)]
@@ -15,6 +18,7 @@ pub struct Activations {
     pub(crate) mix: Vec<f32>,
     pub(crate) out: Vec<f32>,
     pub(crate) logits: Vec<f32>,
+    pub(crate) rounded: Rounded,
 }
 
 impl Activations {
@@ -36,7 +40,8 @@ impl Activations {
             &self.out,
             &self.logits,
         ];
-        buffers.iter().map(|b| b.capacity() * 4).sum()
+        let values: usize = buffers.iter().map(|b| b.capacity()).sum();
+        4 * values + self.rounded.bytes()
     }
 }
 

@@ -9,10 +9,10 @@ use crate::mamba2::Pass;
 use crate::state::{LayerState, SequenceState};
 use crate::weights::AttentionWeights;
 use hybra_kernels::ops::attention::attention;
-use hybra_kernels::ops::gemm::gemm;
+use hybra_kernels::ops::packed::Epilogue;
 use hybra_kernels::{MatMut, MatRef};
 
-/// Reads `act.normed`, writes `act.out`, appends to the caches of `layer`.
+/// Reads `act.normed`, adds to `act.hidden`, appends to the caches of `layer`.
 pub(crate) fn forward(
     pass: &Pass,
     layer: usize,
@@ -27,9 +27,11 @@ pub(crate) fn forward(
     let (q, kv) =
         sized(&mut act.wide, tokens * (q_width + 2 * kv_width)).split_at_mut(tokens * q_width);
     let (k, v) = kv.split_at_mut(tokens * kv_width);
-    gemm(cpu, x, w.q_proj.view(), MatMut::new(q, q_width));
-    gemm(cpu, x, w.k_proj.view(), MatMut::new(k, kv_width));
-    gemm(cpu, x, w.v_proj.view(), MatMut::new(v, kv_width));
+    act.rounded.prepare(cpu, x, &[&w.q_proj, &w.k_proj, &w.v_proj]);
+    for (w, out) in [(&w.q_proj, &mut *q), (&w.k_proj, &mut *k), (&w.v_proj, &mut *v)] {
+        let to = MatMut::new(out, w.rows());
+        w.apply(cpu, x, &act.rounded, to, Epilogue::Store, &mut act.out);
+    }
     let (q, k, v) = (MatRef::new(q, q_width), MatRef::new(k, kv_width), MatRef::new(v, kv_width));
     let mix = sized(&mut act.mix, tokens * q_width);
     for (segment, state) in pass.batch.segments().iter().zip(states) {
@@ -42,7 +44,8 @@ pub(crate) fn forward(
         let out = &mut mix[start * q_width..(start + len) * q_width];
         attention(cpu, q.rows_at(start, len), cache, past, a.num_heads, MatMut::new(out, q_width));
     }
-    let hidden = w.o_proj.rows();
-    let out = MatMut::new(sized(&mut act.out, tokens * hidden), hidden);
-    gemm(cpu, MatRef::new(mix, q_width), w.o_proj.view(), out);
+    let (hidden, x) = (w.o_proj.rows(), MatRef::new(mix, q_width));
+    act.rounded.prepare(cpu, x, &[&w.o_proj]);
+    let to = MatMut::new(&mut act.hidden[..tokens * hidden], hidden);
+    w.o_proj.apply(cpu, x, &act.rounded, to, Epilogue::Add, &mut act.out);
 }

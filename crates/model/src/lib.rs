@@ -21,6 +21,7 @@ pub mod error;
 pub mod layer;
 pub mod load;
 mod mamba2;
+mod matrix;
 pub mod memory;
 mod mlp;
 pub mod nemotron_h;

@@ -9,7 +9,7 @@ use crate::layer::Mamba2Config;
 use crate::state::{LayerState, SequenceState};
 use crate::weights::Mamba2Weights;
 use hybra_kernels::ops::causal_conv1d::causal_conv1d;
-use hybra_kernels::ops::gemm::gemm;
+use hybra_kernels::ops::packed::Epilogue;
 use hybra_kernels::ops::rms_norm::gated_rms_norm;
 use hybra_kernels::ops::ssd::{SsdParams, ssd_chunk_scan};
 use hybra_kernels::{Cpu, MatMut, MatRef};
@@ -26,7 +26,7 @@ pub(crate) struct Pass<'a> {
     pub(crate) dt_limit: (f32, f32),
 }
 
-/// Reads `act.normed`, writes `act.out`, moves the states of `layer` on.
+/// Reads `act.normed`, adds to `act.hidden`, moves the states of `layer` on.
 pub(crate) fn forward(
     pass: &Pass,
     layer: usize,
@@ -38,12 +38,10 @@ pub(crate) fn forward(
     let (cpu, tokens) = (pass.cpu, pass.batch.tokens().len());
     let (inner, conv_dim, rows) = (m.d_inner(), m.conv_dim(), m.in_proj_rows());
     let wide = sized(&mut act.wide, tokens * rows);
-    gemm(
-        cpu,
-        MatRef::new(&act.normed, w.in_proj.cols()),
-        w.in_proj.view(),
-        MatMut::new(wide, rows),
-    );
+    let x = MatRef::new(&act.normed, w.in_proj.cols());
+    act.rounded.prepare(cpu, x, &[&w.in_proj]);
+    let to = MatMut::new(wide, rows);
+    w.in_proj.apply(cpu, x, &act.rounded, to, Epilogue::Store, &mut act.out);
     let wide = MatRef::new(wide, rows);
     let conv = sized(&mut act.conv, tokens * conv_dim);
     let y = sized(&mut act.mix, tokens * inner);
@@ -93,7 +91,8 @@ pub(crate) fn forward(
         pass.eps,
         MatMut::new(gated, inner),
     );
-    let hidden = w.out_proj.rows();
-    let out = MatMut::new(sized(&mut act.out, tokens * hidden), hidden);
-    gemm(cpu, MatRef::new(gated, inner), w.out_proj.view(), out);
+    let (hidden, x) = (w.out_proj.rows(), MatRef::new(gated, inner));
+    act.rounded.prepare(cpu, x, &[&w.out_proj]);
+    let to = MatMut::new(&mut act.hidden[..tokens * hidden], hidden);
+    w.out_proj.apply(cpu, x, &act.rounded, to, Epilogue::Add, &mut act.out);
 }

@@ -3,17 +3,20 @@
 use crate::activations::{Activations, sized};
 use crate::mamba2::Pass;
 use crate::weights::MlpWeights;
-use hybra_kernels::ops::activation::relu2;
-use hybra_kernels::ops::gemm::gemm;
+use hybra_kernels::ops::packed::Epilogue;
 use hybra_kernels::{MatMut, MatRef};
 
-/// Reads `act.normed`, writes `act.out`.
+/// Reads `act.normed`, adds to `act.hidden`.
 pub(crate) fn forward(pass: &Pass, w: &MlpWeights, act: &mut Activations) {
     let (cpu, tokens) = (pass.cpu, pass.batch.tokens().len());
     let (hidden, width) = (w.up_proj.cols(), w.up_proj.rows());
+    let x = MatRef::new(&act.normed, hidden);
+    act.rounded.prepare(cpu, x, &[&w.up_proj]);
     let up = sized(&mut act.wide, tokens * width);
-    gemm(cpu, MatRef::new(&act.normed, hidden), w.up_proj.view(), MatMut::new(up, width));
-    relu2(cpu, MatMut::new(up, width));
-    let out = MatMut::new(sized(&mut act.out, tokens * hidden), hidden);
-    gemm(cpu, MatRef::new(up, width), w.down_proj.view(), out);
+    let to = MatMut::new(up, width);
+    w.up_proj.apply(cpu, x, &act.rounded, to, Epilogue::Relu2, &mut act.out);
+    let x = MatRef::new(up, width);
+    act.rounded.prepare(cpu, x, &[&w.down_proj]);
+    let to = MatMut::new(&mut act.hidden[..tokens * hidden], hidden);
+    w.down_proj.apply(cpu, x, &act.rounded, to, Epilogue::Add, &mut act.out);
 }

@@ -6,7 +6,7 @@
 //! logits = lm_head · rms_norm_f(x)               only for the tokens that need them
 //! ```
 //! No positional encoding, no scale on embedding or logits. Activations, state and logits are
-//! f32; weights stay in their stored format.
+//! f32; weights stay in their stored format, or the same values packed ([`Weights::pack`]).
 //!
 //! Invariants: a row's result does not depend on the other rows of the batch; a sequence may be
 //! fed in any split of its tokens, with results equal to rounding, and equal bit for bit where
@@ -22,10 +22,9 @@ use crate::observer::Observer;
 use crate::state::SequenceState;
 use crate::weights::{LayerWeights, Matrix, Weights};
 use crate::{attention, mamba2, mlp};
-use hybra_kernels::ops::activation::add_assign;
 use hybra_kernels::ops::attention::KvDtype;
 use hybra_kernels::ops::embedding::embedding;
-use hybra_kernels::ops::gemm::gemm;
+use hybra_kernels::ops::packed::Epilogue;
 use hybra_kernels::ops::rms_norm::rms_norm;
 use hybra_kernels::{Cpu, MatMut, MatRef};
 
@@ -138,8 +137,6 @@ impl NemotronH {
             (LayerConfig::Mlp(_), LayerWeights::Mlp(w)) => mlp::forward(pass, w, act),
             _ => unreachable!("weights are loaded for this config"),
         }
-        let hidden = MatMut::new(&mut act.hidden[..len], h);
-        add_assign(pass.cpu, hidden, MatRef::new(&act.out[..len], h));
     }
 
     /// Final norm and head over the rows that need logits.
@@ -156,8 +153,10 @@ impl NemotronH {
         let out = MatMut::new(&mut act.normed, h);
         rms_norm(pass.cpu, x, &self.weights.final_norm, pass.eps, out);
         let logits = sized(&mut act.logits, rows * vocab);
-        let x = MatRef::new(&act.normed, h);
-        gemm(pass.cpu, x, self.head().view(), MatMut::new(logits, vocab));
+        let (x, head) = (MatRef::new(&act.normed, h), self.head());
+        act.rounded.prepare(pass.cpu, x, &[head]);
+        let to = MatMut::new(logits, vocab);
+        head.apply(pass.cpu, x, &act.rounded, to, Epilogue::Store, &mut act.out);
         logits
     }
 

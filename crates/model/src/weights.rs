@@ -1,56 +1,18 @@
 //! The weights of a model, ready to run.
 //!
-//! Invariants: large matrices stay in the file's format and in the file's mapping (nothing is
-//! copied); rank-1 tensors and convolution kernels are f32 copies; `a` is −exp(A_log); the
-//! convolution kernel is tap-major, `[k, HP + 2GN]`.
+//! Invariants: rank-1 tensors and convolution kernels are f32 copies; `a` is −exp(A_log); the
+//! convolution kernel is tap-major, `[k, HP + 2GN]`. Large matrices are held in one of two forms:
+//! as stored, in the file's mapping (after [`Weights::load`]), or packed in compute layout (after
+//! [`Weights::pack`]), with the same bits of every weight. The embedding stays as stored.
 
 use crate::config::Config;
 use crate::layer::{LayerConfig, Mamba2Config};
 use crate::load::{Found, LoadError, find_tensors};
+pub use crate::matrix::Matrix;
 use crate::tensors::Role;
-use hybra_checkpoint::{Checkpoint, Region};
-use hybra_kernels::{DType, WeightRef};
-
-/// A matrix of `rows` output features by `cols` input features in a stored format.
-#[derive(Clone)]
-pub struct Matrix {
-    dtype: DType,
-    rows: usize,
-    cols: usize,
-    data: Region,
-}
-
-impl Matrix {
-    /// The matrix as ops take it.
-    #[must_use]
-    pub fn view(&self) -> WeightRef<'_> {
-        WeightRef::new(self.dtype, self.rows, self.cols, &self.data)
-    }
-
-    /// Output features.
-    #[must_use]
-    pub fn rows(&self) -> usize {
-        self.rows
-    }
-
-    /// Input features.
-    #[must_use]
-    pub fn cols(&self) -> usize {
-        self.cols
-    }
-
-    /// Stored format.
-    #[must_use]
-    pub fn dtype(&self) -> DType {
-        self.dtype
-    }
-
-    /// Stored bytes.
-    #[must_use]
-    pub fn bytes(&self) -> usize {
-        self.data.len()
-    }
-}
+use hybra_checkpoint::Checkpoint;
+use hybra_kernels::Cpu;
+use std::io;
 
 /// Weights of a Mamba-2 block.
 pub struct Mamba2Weights {
@@ -161,7 +123,39 @@ impl Weights {
         Ok(Self { embedding, layers, final_norm, lm_head })
     }
 
-    /// Bytes of all weights as held: matrices as stored, the rest f32.
+    /// Packs every matrix that has a compute layout and lets go of its pages in the file's
+    /// mapping; `progress(done, total)` counts bytes as stored.
+    ///
+    /// # Errors
+    /// No memory.
+    pub fn pack(&mut self, cpu: &Cpu, mut progress: impl FnMut(u64, u64)) -> io::Result<()> {
+        // A tied head is packed beside the embedding, whose rows are looked up as stored.
+        if self.lm_head.is_none() && self.embedding.is_packable() {
+            self.lm_head = Some(self.embedding.clone());
+        }
+        let total = self.matrices_mut().iter().map(|m| m.bytes() as u64).sum();
+        let mut done = 0;
+        for matrix in self.matrices_mut() {
+            done += matrix.bytes() as u64;
+            matrix.pack(cpu)?;
+            progress(done, total);
+        }
+        Ok(())
+    }
+
+    /// The matrices that activations are multiplied with, first to last.
+    fn matrices_mut<'a>(&'a mut self) -> Vec<&'a mut Matrix> {
+        let layer = |layer: &'a mut LayerWeights| match layer {
+            LayerWeights::Mamba2(w) => vec![&mut w.in_proj, &mut w.out_proj],
+            LayerWeights::Attention(w) => {
+                vec![&mut w.q_proj, &mut w.k_proj, &mut w.v_proj, &mut w.o_proj]
+            }
+            LayerWeights::Mlp(w) => vec![&mut w.up_proj, &mut w.down_proj],
+        };
+        self.layers.iter_mut().flat_map(layer).chain(&mut self.lm_head).collect()
+    }
+
+    /// Bytes of all weights as held: matrices as stored or packed, the rest f32.
     #[must_use]
     pub fn bytes(&self) -> usize {
         let layer = |layer: &LayerWeights| match layer {
@@ -200,7 +194,7 @@ impl<'c> Source<'c> {
         let [rows, cols] = found.spec.shape[..] else {
             unreachable!("{} is a matrix", found.spec.name)
         };
-        Matrix { dtype: found.dtype, rows, cols, data: found.view.region() }
+        Matrix::stored(found.dtype, rows, cols, found.view.region())
     }
 
     fn vector(&mut self, role: Role) -> Result<Vec<f32>, LoadError> {
