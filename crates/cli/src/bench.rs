@@ -9,7 +9,7 @@ mod plan;
 mod report;
 mod work;
 
-use crate::cpu::{Arithmetic, CpuArgs};
+use crate::cpu::{Arithmetic, ModelArgs};
 use crate::options::KvDtypeArg;
 use crate::progress::Progress;
 use crate::size;
@@ -81,7 +81,7 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    cpu: CpuArgs,
+    cpu: ModelArgs,
 }
 
 /// Most tokens of a prompt or a depth.
@@ -135,7 +135,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let machine = Machine::detect();
     let started = Instant::now();
     let source = source::resolve(args.model.as_deref())?;
-    let model = source::load_model(&source, &cpu, args.cpu.arithmetic(Arithmetic::Fast))?;
+    let model = source::load_model(&source, &cpu, args.cpu.load_options(Arithmetic::Fast))?;
     let load_seconds = started.elapsed().as_secs_f64();
     let mut limits = Limits::new(machine.last_cache_bytes);
     let started = Instant::now();

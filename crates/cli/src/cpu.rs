@@ -1,4 +1,4 @@
-//! Options about the machine: threads, instruction set, arithmetic.
+//! Options about the machine: threads, instruction set; and about the arithmetic of a model.
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -13,6 +13,13 @@ pub(crate) enum Arithmetic {
     Exact,
 }
 
+impl Arithmetic {
+    /// The name on the command line.
+    pub(crate) fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |name| name.get_name().to_owned())
+    }
+}
+
 /// Options shared by every command that computes.
 #[derive(clap::Args, Clone)]
 #[command(next_help_heading = "Machine")]
@@ -20,9 +27,6 @@ pub(crate) struct CpuArgs {
     /// Threads to compute with [default: all cores]
     #[arg(short, long, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
-    /// Arithmetic of matrix products [default: fast; of verify: exact]
-    #[arg(long, value_enum)]
-    arithmetic: Option<Arithmetic>,
 }
 
 impl CpuArgs {
@@ -36,9 +40,38 @@ impl CpuArgs {
         let all = || std::thread::available_parallelism().map_or(1, usize::from);
         self.threads.map_or_else(all, usize::from)
     }
+}
 
-    /// What was asked for, or `default`.
-    pub(crate) fn arithmetic(&self, default: Arithmetic) -> Arithmetic {
-        self.arithmetic.unwrap_or(default)
+/// Options shared by every command that runs a model.
+#[derive(clap::Args, Clone)]
+#[command(next_help_heading = "Machine")]
+pub(crate) struct ModelArgs {
+    #[command(flatten)]
+    cpu: CpuArgs,
+    /// Arithmetic of matrix products [default: fast; of verify: exact]
+    #[arg(long, value_enum)]
+    arithmetic: Option<Arithmetic>,
+    /// Keep packed weights in MODEL.packed beside the model: later starts take them from there
+    #[arg(long)]
+    weight_cache: bool,
+}
+
+/// How weights are loaded.
+#[derive(Clone, Copy)]
+pub(crate) struct LoadOptions {
+    pub(crate) arithmetic: Arithmetic,
+    pub(crate) weight_cache: bool,
+}
+
+impl ModelArgs {
+    /// As [`CpuArgs::cpu`].
+    pub(crate) fn cpu(&self) -> Result<Cpu> {
+        self.cpu.cpu()
+    }
+
+    /// What was asked for, with `default` arithmetic.
+    pub(crate) fn load_options(&self, default: Arithmetic) -> LoadOptions {
+        let arithmetic = self.arithmetic.unwrap_or(default);
+        LoadOptions { arithmetic, weight_cache: self.weight_cache }
     }
 }

@@ -25,6 +25,7 @@ mod size;
 mod source;
 mod verify;
 mod version;
+mod weight_cache;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;

@@ -3,7 +3,7 @@
 //! Precedence: command line, then the model's `generation_config.json`, then the defaults of the
 //! family (thinking on: temperature 0.6, top-p 0.95; off: greedy).
 
-use crate::cpu::{Arithmetic, CpuArgs};
+use crate::cpu::{Arithmetic, ModelArgs};
 use crate::session::Session;
 use crate::source::GenerationDefaults;
 use anyhow::{Context, Result, bail};
@@ -43,15 +43,15 @@ pub(crate) struct GenerationArgs {
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
     #[command(flatten)]
-    cpu: CpuArgs,
+    cpu: ModelArgs,
 }
 
 impl GenerationArgs {
     /// Loads `model` to generate under these options.
     pub(crate) fn open(&self, model: Option<&str>) -> Result<Session> {
         let context = self.context.map(|c| c as usize);
-        let arithmetic = self.cpu.arithmetic(Arithmetic::Fast);
-        Session::open(model, self.cpu.cpu()?, arithmetic, self.kv_dtype, context)
+        let load = self.cpu.load_options(Arithmetic::Fast);
+        Session::open(model, self.cpu.cpu()?, load, self.kv_dtype, context)
     }
 }
 

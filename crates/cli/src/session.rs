@@ -3,7 +3,7 @@
 //! Here the crates meet: the tokenizer's tables become the engine's, and a switch for thinking
 //! becomes a prompt in the template's own form.
 
-use crate::cpu::Arithmetic;
+use crate::cpu::LoadOptions;
 use crate::options::KvDtypeArg;
 use crate::source::{self, GenerationDefaults, Source};
 use anyhow::{Context, Result, bail};
@@ -67,12 +67,12 @@ impl Session {
     pub(crate) fn open(
         model: Option<&str>,
         cpu: Cpu,
-        arithmetic: Arithmetic,
+        load: LoadOptions,
         kv_dtype: KvDtypeArg,
         context: Option<usize>,
     ) -> Result<Self> {
         let source = source::resolve(model)?;
-        let model = source::load_model(&source, &cpu, arithmetic)?;
+        let model = source::load_model(&source, &cpu, load)?;
         let loaded = source::load_tokenizer(&source, model.config())?;
         let max_model_len = context.unwrap_or(model.config().max_position_embeddings);
         let config =

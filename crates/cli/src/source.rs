@@ -10,9 +10,10 @@ pub(crate) use tokenizer::{
     GenerationDefaults, HF_CONFIG_JSON, HF_JSON, LoadedTokenizer, has_tokenizer, load_tokenizer,
 };
 
-use crate::cpu::Arithmetic;
+use crate::cpu::{Arithmetic, LoadOptions};
 use crate::hub::{self, Want};
 use crate::progress::Progress;
+use crate::weight_cache::WeightCache;
 use anyhow::{Context, Result, bail};
 use hybra_checkpoint::{Checkpoint, Mapping};
 use hybra_kernels::Cpu;
@@ -152,17 +153,39 @@ fn display_name(path: &Path) -> String {
 }
 
 /// Reads the configuration and takes the weights, packed for fast arithmetic.
-pub(crate) fn load_model(source: &Source, cpu: &Cpu, arithmetic: Arithmetic) -> Result<NemotronH> {
+pub(crate) fn load_model(source: &Source, cpu: &Cpu, options: LoadOptions) -> Result<NemotronH> {
     let config = Config::from_checkpoint(&source.checkpoint)?;
     for note in notes(source)? {
         eprintln!("note: {note}");
     }
     let mut weights = Weights::load(&source.checkpoint, &config, |_, _| {})?;
-    if arithmetic == Arithmetic::Fast {
-        let mut bar = Progress::bytes("packing weights", weights.bytes() as u64);
-        weights.pack(cpu, |done, _| bar.set(done)).context("no memory to pack the weights")?;
+    if options.arithmetic == Arithmetic::Fast {
+        pack(source, cpu, options.weight_cache, &mut weights)?;
     }
     Ok(NemotronH::new(config, weights))
+}
+
+/// Brings the weights into compute layout, from the cache where that is asked for.
+fn pack(source: &Source, cpu: &Cpu, use_cache: bool, weights: &mut Weights) -> Result<()> {
+    let on_disk = use_cache && source.checkpoint.path().exists();
+    if use_cache && !on_disk {
+        eprintln!("note: --weight-cache has no effect: {} lies in memory", source.name);
+    }
+    let cache = on_disk.then(|| WeightCache::beside(source.checkpoint.path())).transpose()?;
+    if let Some(cache) = &cache
+        && cache.load(weights)?
+    {
+        return Ok(());
+    }
+    let mut bar = Progress::bytes("packing weights", weights.bytes() as u64);
+    weights.pack(cpu, |done, _| bar.set(done)).context("no memory to pack the weights")?;
+    drop(bar);
+    if let Some(cache) = &cache
+        && let Err(error) = cache.store(weights)
+    {
+        eprintln!("note: packed weights were not kept: {error:#}");
+    }
+    Ok(())
 }
 
 /// What the checkpoint holds and Hybra does not use, one line each.
@@ -194,7 +217,8 @@ mod tests {
     fn the_embedded_model_has_weights_and_a_tokenizer() {
         let source = resolve(None).unwrap();
         let cpu = Cpu::new(Isa::best(), 1);
-        let model = load_model(&source, &cpu, Arithmetic::Fast).unwrap();
+        let options = LoadOptions { arithmetic: Arithmetic::Fast, weight_cache: false };
+        let model = load_model(&source, &cpu, options).unwrap();
         let loaded = load_tokenizer(&source, model.config()).unwrap();
         assert!(loaded.tokenizer.vocab_size() <= model.config().vocab_size);
         assert!(loaded.tokenizer.chat_template().is_ok());

@@ -5,16 +5,18 @@
 
 mod case;
 mod difference;
+mod divergence;
 mod reference;
 mod report;
 mod weights;
 
-use crate::cpu::{Arithmetic, CpuArgs};
+use crate::cpu::{Arithmetic, ModelArgs};
 use crate::options::KvDtypeArg;
 use crate::source::{self, Source};
 use anyhow::{Context, Result};
 use case::{Compared, Runner};
 use clap::ValueEnum;
+use divergence::Divergence;
 use hybra_checkpoint::Checkpoint;
 use hybra_kernels::Cpu;
 use hybra_model::NemotronH;
@@ -37,13 +39,16 @@ The reference is a safetensors file with, for B prompts of T tokens:
 Several prompts: 0.input_ids, 0.logits, 1.input_ids, ...
 
 A tensor passes if ||found - expected|| / ||expected|| is within the tolerance;
-greedy tokens and dequantized weights must be equal. Exit status: 0 pass, 1 fail
-or error.
+greedy tokens and dequantized weights must be equal. With --arithmetic fast,
+which rounds activations, no tolerance and no greedy tokens are demanded unless
+--tolerance is given; the mean KL(expected || found) of the next-token
+distributions decides. Exit status: 0 pass, 1 fail or error.
 
 Examples:
   hybra verify ./model --reference reference.safetensors
   hybra verify model.gguf -r logits.safetensors --tolerance 1e-3 --json
   hybra verify ./model -r reference.safetensors --chunk 64
+  hybra verify ./model -r reference.safetensors --arithmetic fast
   HYBRA_ISA=avx2 hybra verify ./model -r reference.safetensors")]
 pub(crate) struct Args {
     /// Directory, .gguf file or hub id [default: the model inside this binary]
@@ -51,9 +56,12 @@ pub(crate) struct Args {
     /// The reference file
     #[arg(short, long, value_name = "FILE")]
     reference: PathBuf,
-    /// Largest relative error that passes
-    #[arg(long, value_name = "T", default_value = "2e-5", value_parser = tolerance)]
-    tolerance: f64,
+    /// Largest relative error that passes [default: 2e-5; none for fast arithmetic]
+    #[arg(long, value_name = "T", value_parser = tolerance)]
+    tolerance: Option<f64>,
+    /// Largest mean divergence of next-token distributions that passes, in nats
+    #[arg(long, value_name = "D", default_value = "1e-3", value_parser = tolerance)]
+    max_kl: f64,
     /// Feed prompts in pieces of N tokens, to compare that with one pass
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     chunk: Option<u32>,
@@ -64,8 +72,11 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
-    cpu: CpuArgs,
+    cpu: ModelArgs,
 }
+
+/// Largest relative error of exact arithmetic.
+const TOLERANCE: f64 = 2e-5;
 
 fn tolerance(text: &str) -> Result<f64, String> {
     let value = text.parse::<f64>().ok().filter(|t| t.is_finite() && *t >= 0.0);
@@ -76,7 +87,7 @@ fn tolerance(text: &str) -> Result<f64, String> {
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let cpu = args.cpu.cpu()?;
     let source = source::resolve(args.model.as_deref())?;
-    let model = source::load_model(&source, &cpu, args.cpu.arithmetic(Arithmetic::Exact))?;
+    let model = source::load_model(&source, &cpu, args.cpu.load_options(Arithmetic::Exact))?;
     let file = Checkpoint::open(&args.reference).context("--reference")?;
     let reference = Reference::read(&file, model.config())?;
     let report = compare(&args, &cpu, &source, &model, reference)?;
@@ -98,10 +109,15 @@ fn compare(
     let started = Instant::now();
     let chunk = args.chunk.map(|n| n as usize);
     let runner = Runner { cpu, model, kv_dtype: args.kv_dtype.into(), chunk };
+    let arithmetic = args.cpu.load_options(Arithmetic::Exact).arithmetic;
+    let exact = arithmetic == Arithmetic::Exact;
+    let tolerance = args.tolerance.unwrap_or(if exact { TOLERANCE } else { f64::INFINITY });
     let (mut tensors, mut greedy) = (Vec::new(), Vec::new());
+    let mut divergence = Divergence::default();
     for case in &reference.cases {
         let compared = runner.run(case)?;
-        lines(case, compared, args.tolerance, &mut tensors, &mut greedy);
+        divergence.merge(&compared.divergence);
+        lines(case, compared, tolerance, &mut tensors, &mut greedy);
     }
     let dequantized = reference.dequantized.iter().map(|(name, expected)| {
         let decoded = weights::compare(cpu, &source.checkpoint, name, *expected)?;
@@ -124,7 +140,12 @@ fn compare(
         threads: cpu.pool().threads(),
         kv_dtype: kv_dtype.map_or_else(String::new, |name| name.get_name().to_owned()),
         chunk,
-        tolerance: args.tolerance,
+        arithmetic: arithmetic.name(),
+        tolerance: tolerance.is_finite().then_some(tolerance),
+        greedy_must_agree: exact || args.tolerance.is_some(),
+        max_kl: args.max_kl,
+        mean_kl: divergence.mean(),
+        worst_kl: divergence.mean().map(|_| divergence.max),
         pass: false,
         worst_relative_error: None,
         first_layer_beyond: FirstLayer::find(&tensors, |layer| layers[layer].kind()),

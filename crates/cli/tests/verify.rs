@@ -12,6 +12,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 const TOLERANCE: f64 = 2e-5;
+const GGUF_FORMATS: [&str; 12] = [
+    "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "Q4_K", "Q5_K", "Q6_K",
+];
 
 fn hybra(args: &[&str], isa: &str) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_hybra"));
@@ -51,6 +54,48 @@ fn assert_passes((status, report): (i32, Value), name: &str, isa: &str) {
     assert!(worst <= TOLERANCE, "{name} on {isa}: {worst}");
 }
 
+/// Of every weight format: next-token distributions against those of the dequantized weights.
+#[test]
+fn fast_arithmetic_is_near_the_dequantized_reference() {
+    let Some(dir) = shared("golden/gguf") else { return };
+    for format in GGUF_FORMATS {
+        let [model, reference] =
+            ["gguf", "safetensors"].map(|end| dir.join(format!("{format}.{end}")));
+        for isa in isas() {
+            let (status, report) = verify(&model, &reference, &isa, &["--arithmetic", "fast"]);
+            eprintln!(
+                "{format} on {isa}: mean KL {}, worst {}",
+                report["mean_kl"], report["worst_kl"]
+            );
+            assert_eq!((status, &report["pass"]), (0, &true.into()), "{format} on {isa}: {report}");
+        }
+    }
+}
+
+/// Rounded activations: the divergence of next-token distributions stays small on every ISA.
+#[test]
+fn fast_arithmetic_keeps_the_distribution_of_a_trained_model() {
+    let Some(model) = shared("models/chainbox-probe") else { return };
+    let dir = tempfile::tempdir().unwrap();
+    for format in ["bf16", "q8_0", "q4_0"] {
+        let file = dir.path().join(format!("{format}.gguf"));
+        let args = [model.to_str().unwrap(), file.to_str().unwrap(), "--dtype", format];
+        let args = [&["convert"], &args[..], &["--tokenizer-json"]];
+        let output = hybra(&args.concat(), "");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        for isa in isas() {
+            // What the weights' own rounding does is measured by exact arithmetic on them.
+            let run = |arithmetic: &str| {
+                let more = ["--arithmetic", arithmetic, "--max-kl", "1", "--tolerance", "1"];
+                verify(&file, &model.join("reference.safetensors"), &isa, &more).1
+            };
+            let [exact, fast] = ["exact", "fast"].map(|a| run(a)["mean_kl"].as_f64().unwrap());
+            eprintln!("{format} on {isa}: mean KL exact {exact:.2e}, fast {fast:.2e}");
+            assert!((fast - exact).abs() < 1e-3, "{format} on {isa}: {exact} {fast}");
+        }
+    }
+}
+
 fn lines<'r>(report: &'r Value, key: &str) -> &'r [Value] {
     report[key].as_array().unwrap()
 }
@@ -81,12 +126,8 @@ fn golden_checkpoints_pass_on_every_isa() {
 #[test]
 fn every_gguf_format_passes_on_every_isa() {
     let Some(folder) = shared("golden/gguf") else { return };
-    let formats = [
-        "F32", "F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "Q4_K", "Q5_K",
-        "Q6_K",
-    ];
     for isa in isas() {
-        for format in formats {
+        for format in GGUF_FORMATS {
             let model = folder.join(format!("{format}.gguf"));
             let reference = folder.join(format!("{format}.safetensors"));
             let result = verify(&model, &reference, &isa, &[]);

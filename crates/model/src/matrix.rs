@@ -14,6 +14,7 @@ use hybra_kernels::ops::packed::{Epilogue, PackedRef, Rows, matmul, pack, packed
 use hybra_kernels::ops::q8_rows::{Bf16Rows, Q8Rows};
 use hybra_kernels::{Cpu, DType, HugeBytes, MatMut, MatRef, WeightRef};
 use std::io;
+use std::ops::Deref;
 use std::sync::Arc;
 
 /// A matrix of `rows` output features by `cols` input features.
@@ -28,7 +29,26 @@ pub struct Matrix {
 #[derive(Clone)]
 enum Data {
     Stored(Region),
-    Packed(Arc<HugeBytes>),
+    Packed(Packed),
+}
+
+/// Bytes in compute layout.
+#[derive(Clone)]
+enum Packed {
+    /// Packed at load.
+    Owned(Arc<HugeBytes>),
+    /// Packed before, in a mapped file.
+    Mapped(Region),
+}
+
+impl Deref for Packed {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        match self {
+            Self::Owned(bytes) => bytes,
+            Self::Mapped(bytes) => bytes,
+        }
+    }
 }
 
 impl Matrix {
@@ -88,8 +108,24 @@ impl Matrix {
         let mut packed = HugeBytes::zeroed(bytes)?;
         pack(cpu, self.view(), &mut packed);
         stored.release();
-        self.data = Data::Packed(Arc::new(packed));
+        self.data = Data::Packed(Packed::Owned(Arc::new(packed)));
         Ok(())
+    }
+
+    /// The bytes in compute layout, where it is packed.
+    pub(crate) fn packed(&self) -> Option<&[u8]> {
+        if let Data::Packed(data) = &self.data { Some(data) } else { None }
+    }
+
+    /// Whether `bytes` could be this matrix in compute layout, by their length.
+    pub(crate) fn could_adopt(&self, bytes: &[u8]) -> bool {
+        packed_bytes(self.dtype, self.rows, self.cols) == Some(bytes.len())
+    }
+
+    /// Takes bytes that [`Self::pack`] once made.
+    pub(crate) fn adopt(&mut self, bytes: Region) {
+        debug_assert!(self.could_adopt(&bytes));
+        self.data = Data::Packed(Packed::Mapped(bytes));
     }
 
     /// `out = x · wᵀ` and the epilogue. `rounded` holds x for packed matrices; `scratch` is used

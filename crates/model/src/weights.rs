@@ -10,7 +10,7 @@ use crate::layer::{LayerConfig, Mamba2Config};
 use crate::load::{Found, LoadError, find_tensors};
 pub use crate::matrix::Matrix;
 use crate::tensors::Role;
-use hybra_checkpoint::Checkpoint;
+use hybra_checkpoint::{Checkpoint, Region};
 use hybra_kernels::Cpu;
 use std::io;
 
@@ -129,10 +129,7 @@ impl Weights {
     /// # Errors
     /// No memory.
     pub fn pack(&mut self, cpu: &Cpu, mut progress: impl FnMut(u64, u64)) -> io::Result<()> {
-        // A tied head is packed beside the embedding, whose rows are looked up as stored.
-        if self.lm_head.is_none() && self.embedding.is_packable() {
-            self.lm_head = Some(self.embedding.clone());
-        }
+        self.untie_head();
         let total = self.matrices_mut().iter().map(|m| m.bytes() as u64).sum();
         let mut done = 0;
         for matrix in self.matrices_mut() {
@@ -143,7 +140,48 @@ impl Weights {
         Ok(())
     }
 
-    /// The matrices that activations are multiplied with, first to last.
+    /// Matrices in compute layout, with names that [`Self::adopt_packed`] asks for.
+    pub fn packed(&self) -> impl Iterator<Item = (String, &[u8])> {
+        let all = self.matrices().into_iter().enumerate();
+        all.filter_map(|(i, m)| Some((format!("matrix.{i}"), m.packed()?)))
+    }
+
+    /// Takes bytes that [`Self::pack`] made earlier from the same checkpoint, mapped from a file;
+    /// false, and nothing taken, where one is missing or has another length.
+    pub fn adopt_packed(&mut self, bytes: impl Fn(&str) -> Option<Region>) -> bool {
+        self.untie_head();
+        let mut all = self.matrices_mut();
+        let mut found = Vec::new();
+        for (i, matrix) in all.iter().enumerate().filter(|(_, m)| m.is_packable()) {
+            match bytes(&format!("matrix.{i}")) {
+                Some(bytes) if matrix.could_adopt(&bytes) => found.push((i, bytes)),
+                _ => return false,
+            }
+        }
+        for (i, bytes) in found {
+            all[i].adopt(bytes);
+        }
+        true
+    }
+
+    /// Packed, a tied head lies beside the embedding, whose rows are looked up as stored.
+    fn untie_head(&mut self) {
+        if self.lm_head.is_none() && self.embedding.is_packable() {
+            self.lm_head = Some(self.embedding.clone());
+        }
+    }
+
+    fn matrices<'a>(&'a self) -> Vec<&'a Matrix> {
+        let layer = |layer: &'a LayerWeights| match layer {
+            LayerWeights::Mamba2(w) => vec![&w.in_proj, &w.out_proj],
+            LayerWeights::Attention(w) => vec![&w.q_proj, &w.k_proj, &w.v_proj, &w.o_proj],
+            LayerWeights::Mlp(w) => vec![&w.up_proj, &w.down_proj],
+        };
+        self.lm_head.iter().chain(self.layers.iter().flat_map(layer)).collect()
+    }
+
+    /// The matrices that activations are multiplied with: the head, usually the largest, then
+    /// those of the layers. [`Self::matrices`] has the same order.
     fn matrices_mut<'a>(&'a mut self) -> Vec<&'a mut Matrix> {
         let layer = |layer: &'a mut LayerWeights| match layer {
             LayerWeights::Mamba2(w) => vec![&mut w.in_proj, &mut w.out_proj],
@@ -152,7 +190,7 @@ impl Weights {
             }
             LayerWeights::Mlp(w) => vec![&mut w.up_proj, &mut w.down_proj],
         };
-        self.layers.iter_mut().flat_map(layer).chain(&mut self.lm_head).collect()
+        self.lm_head.iter_mut().chain(self.layers.iter_mut().flat_map(layer)).collect()
     }
 
     /// Bytes of all weights as held: matrices as stored or packed, the rest f32.

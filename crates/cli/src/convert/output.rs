@@ -29,6 +29,9 @@ pub(crate) enum StoredType {
     /// 4.5 bits in blocks of 32 (GGUF only)
     #[value(name = "q4_0")]
     Q4_0,
+    /// 4.5 bits in blocks of 32, levels and scales of least error (GGUF only)
+    #[value(name = "iq4_nl")]
+    Iq4Nl,
 }
 
 impl StoredType {
@@ -39,6 +42,7 @@ impl StoredType {
             Self::Bf16 => DType::Bf16,
             Self::Q8_0 => DType::Q8_0,
             Self::Q4_0 => DType::Q4_0,
+            Self::Iq4Nl => DType::Iq4Nl,
         }
     }
 

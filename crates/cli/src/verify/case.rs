@@ -4,6 +4,7 @@
 //! length. Hidden states are compared as the layers give them out and are never collected.
 
 use super::difference::Difference;
+use super::divergence::Divergence;
 use super::reference::{Case, Tensor};
 use crate::progress::Progress;
 use anyhow::Result;
@@ -24,6 +25,8 @@ pub(crate) struct Runner<'a> {
 /// What one case's comparison gave.
 pub(crate) struct Compared {
     pub(crate) logits: Option<Difference>,
+    /// Of the same logits as distributions.
+    pub(crate) divergence: Divergence,
     /// By layer.
     pub(crate) hidden: BTreeMap<usize, Difference>,
     /// One for each sequence; empty where the reference has no greedy tokens.
@@ -107,6 +110,7 @@ impl Runner<'_> {
         let bar = Progress::pieces("comparing", (layers * len.div_ceil(chunk)) as u64);
         let mut watch = Watch::new(case, self.model.config().hidden_size, bar);
         let mut logits = case.logits.map(|_| Difference::default());
+        let mut divergence = Divergence::default();
         let mut last = Vec::new();
         for start in (0..len).step_by(chunk) {
             let end = len.min(start + chunk);
@@ -117,14 +121,16 @@ impl Runner<'_> {
             let rows = found.len() / vocab / case.input_ids.len();
             for (sequence, found) in found.chunks(rows.max(1) * vocab).enumerate() {
                 if let (Some(difference), Some(expected)) = (&mut logits, case.logits) {
-                    compare_rows(difference, expected, sequence, (end - rows, len), found);
+                    let at = (sequence, end - rows, len);
+                    compare_rows(difference, &mut divergence, expected, at, found);
                 }
                 if end == len {
                     last.extend_from_slice(&found[found.len() - vocab..]);
                 }
             }
         }
-        let compared = Compared { logits, hidden: watch.differences, greedy: Vec::new() };
+        let (hidden, greedy) = (watch.differences, Vec::new());
+        let compared = Compared { logits, divergence, hidden, greedy };
         Ok((compared, last))
     }
 
@@ -173,13 +179,13 @@ fn piece(case: &Case<'_>, start: usize, end: usize) -> Batch {
     batch
 }
 
-/// Compares the logits of one sequence's tokens `from ..` of `len` with a reference that holds
-/// the last ones.
+/// Compares the logits of the tokens `from ..` of `len` of one sequence with a reference that
+/// holds the last ones.
 fn compare_rows(
     difference: &mut Difference,
+    divergence: &mut Divergence,
     expected: Tensor<'_>,
-    sequence: usize,
-    (from, len): (usize, usize),
+    (sequence, from, len): (usize, usize, usize),
     found: &[f32],
 ) {
     let &[_, kept, vocab] = expected.shape else { unreachable!("checked when it was read") };
@@ -189,6 +195,9 @@ fn compare_rows(
     if !found.is_empty() {
         let at = (sequence * kept + from + skip - first_kept) * vocab;
         difference.add(at, found, expected.values(at, found.len()));
+        for (row, found) in found.chunks(vocab).enumerate() {
+            divergence.add(expected.values(at + row * vocab, vocab), found);
+        }
     }
 }
 

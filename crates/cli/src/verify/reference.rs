@@ -53,7 +53,11 @@ pub(crate) struct Tensor<'c> {
 
 impl<'c> Tensor<'c> {
     /// The values `from .. from + len`.
-    pub(crate) fn values(self, from: usize, len: usize) -> impl ExactSizeIterator<Item = f32> + 'c {
+    pub(crate) fn values(
+        self,
+        from: usize,
+        len: usize,
+    ) -> impl ExactSizeIterator<Item = f32> + Clone + 'c {
         let (bytes, _) = self.data[4 * from..4 * (from + len)].as_chunks::<4>();
         bytes.iter().map(|b| f32::from_le_bytes(*b))
     }

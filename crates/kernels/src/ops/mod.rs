@@ -7,6 +7,7 @@ pub mod attention;
 pub mod causal_conv1d;
 pub mod embedding;
 pub mod gemm;
+mod iq4_nl;
 mod kv_cache;
 pub mod packed;
 pub mod q8_rows;

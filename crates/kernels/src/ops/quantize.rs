@@ -2,7 +2,7 @@
 //!
 //! Decoding follows ggml's `dequantize_row_*` operation by operation, so every value has the same
 //! bits as there (layouts: `ggml-common.h`). Encoding to Q8_0 and Q4_0 follows ggml's reference
-//! `quantize_row_*_ref`; F16 and BF16 round to nearest, ties to even.
+//! `quantize_row_*_ref`, encoding to IQ4_NL [`crate::ops::iq4_nl`]; F16 and BF16 round to nearest, ties to even.
 //!
 //! | format | value |
 //! |---|---|
@@ -216,7 +216,8 @@ fn q6_k(b: &[u8; 210], y: &mut [f32; 256]) {
 }
 
 /// Formats that [`quantize_row`] writes.
-pub const ENCODABLE: [DType; 5] = [DType::F32, DType::F16, DType::Bf16, DType::Q8_0, DType::Q4_0];
+pub const ENCODABLE: [DType; 6] =
+    [DType::F32, DType::F16, DType::Bf16, DType::Q8_0, DType::Q4_0, DType::Iq4Nl];
 
 /// Encodes a row of whole blocks; `out` is exactly its bytes.
 ///
@@ -224,6 +225,9 @@ pub const ENCODABLE: [DType; 5] = [DType::F32, DType::F16, DType::Bf16, DType::Q
 /// If the lengths disagree or the format is not in [`ENCODABLE`].
 pub fn quantize_row(dtype: DType, x: &[f32], out: &mut [u8]) {
     assert_eq!(Some(out.len()), dtype.row_bytes(x.len()), "{dtype}, {} values", x.len());
+    if dtype == DType::Iq4Nl {
+        return crate::ops::iq4_nl::encode(x, out);
+    }
     let blocks = x.chunks_exact(dtype.block_len()).zip(out.chunks_exact_mut(dtype.block_bytes()));
     for (x, b) in blocks {
         match dtype {
