@@ -65,15 +65,49 @@ impl<F: Format> WithSimd for Panels<'_, F> {
                     Panel::new::<Wide<F>>(&self.scratch[at..at + wide_bytes], blocks)
                 };
                 let panels = [wide(0), wide(1)];
-                rows::<S, Wide<F>>(s, self.x, panels, here, first, self.epilogue, &mut self.out);
+                rows::<S, Wide<F>>(s, self.x, panels, here, first, self.epilogue, &mut self.out, 0);
             } else {
-                rows::<S, F>(s, self.x, panels, here, first, self.epilogue, &mut self.out);
+                let t = tall::<S, F>(s, self.x, panels, here, first, self.epilogue, &mut self.out);
+                rows::<S, F>(s, self.x, panels, here, first, self.epilogue, &mut self.out, t);
             }
         }
     }
 }
 
-/// All rows of activations against one or two panels.
+/// Rows of activations in tiles of 12 or 8 against one panel at a time, where a vector is a panel:
+/// codes are unpacked once for so many. Returns the first row that is left.
+#[inline(always)]
+fn tall<S: Simd, F: Format>(
+    s: S,
+    x: &Q8Rows,
+    panels: [Panel; 2],
+    count: usize,
+    first: usize,
+    epilogue: Epilogue,
+    out: &mut MatMut,
+) -> usize {
+    if S::LANES != ROWS {
+        return 0;
+    }
+    let mut t = 0;
+    while x.rows() - t >= 8 {
+        let left = x.rows() - t;
+        let height = if left >= 12 && left != 16 { 12 } else { 8 };
+        for (i, panel) in panels.into_iter().enumerate().take(count) {
+            let col = (first + i) * ROWS;
+            let (panels, end) = ([panel; 2], (col + ROWS).min(out.cols()));
+            let mut at = Tile { x, panels, t, col, end, epilogue, out: out.reborrow() };
+            match height {
+                12 => at.vectors::<S, F, 12, 1>(s),
+                _ => at.vectors::<S, F, 8, 1>(s),
+            }
+        }
+        t += height;
+    }
+    t
+}
+
+/// Rows of activations from `t` on against one or two panels.
 #[inline(always)]
 fn rows<S: Simd, F: Format>(
     s: S,
@@ -83,6 +117,7 @@ fn rows<S: Simd, F: Format>(
     first: usize,
     epilogue: Epilogue,
     out: &mut MatMut,
+    mut t: usize,
 ) {
     let (col, end) = (first * ROWS, ((first + count) * ROWS).min(out.cols()));
     // As many rows as keep two accumulators each per vector in three quarters of the registers.
@@ -92,7 +127,6 @@ fn rows<S: Simd, F: Format>(
         (8, _) => 2,
         _ => 1,
     };
-    let mut t = 0;
     while t < x.rows() {
         let height = even_share(x.rows() - t, most);
         let mut at = Tile { x, panels, t, col, end, epilogue, out: out.reborrow() };
