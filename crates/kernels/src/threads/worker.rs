@@ -112,6 +112,7 @@ impl<'a> Worker<'a> {
     fn sleep(&mut self) {
         let (gate, last) = (&self.shared.gate.0, self.last);
         self.shared.sleepers.sleep(self.index, || gate.calls(last));
-        self.turn = Instant::now();
+        // What was known about the core is old.
+        (self.contended, self.turn) = (false, Instant::now());
     }
 }
