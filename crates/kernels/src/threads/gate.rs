@@ -62,7 +62,7 @@ impl Gate {
         // Nobody else changes a closed and empty gate.
         let state = self.0.load(Ordering::Relaxed);
         debug_assert_eq!(state & (OPEN | INSIDE | STOP), 0);
-        self.0.store((state / JOB + 1) * JOB | OPEN, Ordering::SeqCst);
+        self.0.store(((state / JOB + 1) * JOB) | OPEN, Ordering::SeqCst);
     }
 
     /// Enters the open job, unless it is `last`.
