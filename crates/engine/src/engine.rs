@@ -18,7 +18,9 @@ use crate::thinking_budget::{
 };
 use hybra_kernels::Cpu;
 use hybra_kernels::ops::attention::KvDtype;
-use hybra_model::{Activations, Batch, LogitsFor, NemotronH, NoObserver, SCAN_CHUNK};
+use hybra_model::{
+    Activations, Batch, LogitsFor, NemotronH, NoObserver, SCAN_CHUNK, SequenceState,
+};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -55,6 +57,9 @@ impl Default for EngineConfig {
     }
 }
 
+/// Output tokens that a sequence has memory for from its start.
+const MOST_TOKENS_RESERVED: usize = 64 * 1024;
+
 /// Generates for many requests at once. Single-threaded: one owner calls [`Engine::step`].
 pub struct Engine {
     model: Arc<NemotronH>,
@@ -69,6 +74,10 @@ pub struct Engine {
     activations: Activations,
     sampler: Sampler,
     ended: Vec<Event>,
+    /// Indices of the sequences in the batch, ascending.
+    fed: Vec<usize>,
+    /// Empty between steps: keeps the memory of a step's list of states.
+    states: Vec<&'static mut SequenceState>,
 }
 
 impl Engine {
@@ -96,6 +105,8 @@ impl Engine {
             activations: Activations::new(),
             sampler: Sampler::new(),
             ended: Vec::new(),
+            fed: Vec::new(),
+            states: Vec::new(),
         }
     }
 
@@ -138,13 +149,17 @@ impl Engine {
         };
         let id = SequenceId(self.next_id);
         self.next_id += 1;
+        let mut tokens = request.prompt;
+        let history = TokenHistory::new(&tokens);
+        // A step allocates nothing. Capped: most sequences end long before the context does.
+        tokens.reserve(max_tokens.min(MOST_TOKENS_RESERVED));
         self.waiting.push_back(Sequence {
             id,
             max_len: prompt_len + max_tokens,
             prompt_len,
             state: self.model.new_state(self.config.kv_dtype),
-            history: TokenHistory::new(&request.prompt),
-            tokens: request.prompt,
+            history,
+            tokens,
             sampling: request.sampling,
             eos: request.eos_token_ids,
             budget: ThinkingBudget::new(Arc::clone(&self.vocab), request.insertion, config),
@@ -196,24 +211,22 @@ impl Engine {
         {
             self.running.push(sequence);
         }
-        let fed = self.schedule();
+        self.schedule();
+        let fed = &self.fed;
         if fed.is_empty() {
             return;
         }
-        let mut states: Vec<_> = self
-            .running
-            .iter_mut()
-            .enumerate()
-            .filter(|(i, _)| fed.contains(i))
-            .map(|(_, s)| &mut s.state)
-            .collect();
+        let mut states = emptied(std::mem::take(&mut self.states));
+        let running = self.running.iter_mut().enumerate();
+        states.extend(running.filter(|(i, _)| fed.contains(i)).map(|(_, s)| &mut s.state));
         let logits = self
             .model
             .forward(&self.cpu, &self.batch, &mut states, &mut self.activations, &mut NoObserver)
             .expect("prompts and sampled tokens are inside the vocabulary");
+        self.states = emptied(states);
         let mut rows = logits.chunks(self.model.config().vocab_size);
         let mut finished = Vec::new();
-        for (&i, segment) in fed.iter().zip(self.batch.segments()) {
+        for (&i, segment) in self.fed.iter().zip(self.batch.segments()) {
             let sequence = &mut self.running[i];
             if sequence.output_len() == 0 {
                 let (done, total) = (sequence.state.len(), sequence.prompt_len);
@@ -232,9 +245,10 @@ impl Engine {
         }
     }
 
-    /// Fills the batch; returns the indices of the sequences in it, ascending.
-    fn schedule(&mut self) -> Vec<usize> {
+    /// Fills the batch.
+    fn schedule(&mut self) {
         self.batch.clear();
+        self.fed.clear();
         let mut left = self.config.max_num_batched_tokens;
         let decoding = self.running.iter().filter(|s| s.pending().len() == 1).count();
         // Decoding comes first; what remains is shared by prompts in order of arrival.
@@ -243,7 +257,6 @@ impl Engine {
             prefill = SCAN_CHUNK;
             left = prefill + decoding;
         }
-        let mut fed = Vec::new();
         for (i, sequence) in self.running.iter().enumerate() {
             let pending = sequence.pending();
             let len = if pending.len() == 1 {
@@ -262,10 +275,16 @@ impl Engine {
             }
             let logits = if len == pending.len() { LogitsFor::Last } else { LogitsFor::None };
             self.batch.push(&pending[..len], logits);
-            fed.push(i);
+            self.fed.push(i);
         }
-        fed
     }
+}
+
+/// The memory of `list` for states that live for another time.
+fn emptied<'b>(mut list: Vec<&mut SequenceState>) -> Vec<&'b mut SequenceState> {
+    list.clear();
+    // Collecting a vector's own iterator keeps its memory; a test of allocations holds it to that.
+    list.into_iter().map(|_| unreachable!("the list is empty")).collect()
 }
 
 /// Decides the token after `logits`; true if the sequence is over.
@@ -290,7 +309,7 @@ fn next_token(
     let stops = sequence.budget.stops_apply();
     let step = sequence.budget.push(token, table.bytes(token));
     let (logprob, top_logprobs) = logprobs(sequence, logits, token, sampler);
-    if !step.forced {
+    if !step.forced && sequence.sampling.has_penalties() {
         sequence.history.observe(token);
     }
     sequence.tokens.push(token);
