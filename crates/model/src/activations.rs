@@ -2,8 +2,8 @@
 //! nothing.
 //!
 //! Shapes (T tokens of the batch, R rows with logits): `hidden` and `normed` `[T, h]`, `wide`
-//! `[T, widest first projection]`, `conv` `[T, widest conv]`, `mix` `[T, widest input of an
-//! output projection]`, `out` `[T, h]`, `logits` `[R, V]`.
+//! `[T, widest first projection]`, `mix` `[T, widest input of an output projection]`, `out`
+//! `[T, h]`, `logits` `[R, V]`.
 
 /// The buffers; see the file header for the shapes.
 #[derive(Default)]
@@ -11,7 +11,6 @@ pub struct Activations {
     pub(crate) hidden: Vec<f32>,
     pub(crate) normed: Vec<f32>,
     pub(crate) wide: Vec<f32>,
-    pub(crate) conv: Vec<f32>,
     pub(crate) mix: Vec<f32>,
     pub(crate) out: Vec<f32>,
     pub(crate) logits: Vec<f32>,
@@ -27,15 +26,7 @@ impl Activations {
     /// Bytes held.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let buffers = [
-            &self.hidden,
-            &self.normed,
-            &self.wide,
-            &self.conv,
-            &self.mix,
-            &self.out,
-            &self.logits,
-        ];
+        let buffers = [&self.hidden, &self.normed, &self.wide, &self.mix, &self.out, &self.logits];
         buffers.iter().map(|b| b.capacity() * 4).sum()
     }
 }

@@ -8,11 +8,14 @@ pub mod causal_conv1d;
 pub mod embedding;
 pub mod gemm;
 mod kv_cache;
+pub mod mamba_split_conv1d_scan;
 pub mod quantize;
 pub mod rms_norm;
 pub mod selective_state_update;
 pub mod ssd;
 mod ssd_chunk;
+mod ssd_tile;
+pub mod ssm_state;
 #[cfg(test)]
 mod testing;
 mod tile;
