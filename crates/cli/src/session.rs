@@ -3,7 +3,7 @@
 //! Here the crates meet: the tokenizer's tables become the engine's, and a switch for thinking
 //! becomes a prompt in the template's own form.
 
-use crate::options::KvDtypeArg;
+use crate::options::StateArgs;
 use crate::source::{self, GenerationDefaults, Source};
 use anyhow::{Context, Result, bail};
 use hybra_engine::{
@@ -66,15 +66,19 @@ impl Session {
     pub(crate) fn open(
         model: Option<&str>,
         cpu: Cpu,
-        kv_dtype: KvDtypeArg,
+        state: StateArgs,
         context: Option<usize>,
     ) -> Result<Self> {
         let source = source::resolve(model)?;
         let model = source::load_model(&source)?;
         let loaded = source::load_tokenizer(&source, model.config())?;
         let max_model_len = context.unwrap_or(model.config().max_position_embeddings);
-        let config =
-            EngineConfig { max_model_len, kv_dtype: kv_dtype.into(), ..EngineConfig::default() };
+        let config = EngineConfig {
+            max_model_len,
+            kv_dtype: state.kv_dtype.into(),
+            state_dtype: state.state_dtype.into(),
+            ..EngineConfig::default()
+        };
         let tokenizer = Arc::new(loaded.tokenizer);
         let table = Arc::new(Table(Arc::clone(&tokenizer)));
         let tags = ThinkTags::detect(&tokenizer);

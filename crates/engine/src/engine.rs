@@ -18,7 +18,8 @@ use crate::thinking_budget::{
 };
 use hybra_kernels::Cpu;
 use hybra_kernels::ops::attention::KvDtype;
-use hybra_model::{Activations, Batch, LogitsFor, NemotronH, NoObserver, SCAN_CHUNK};
+use hybra_kernels::ops::ssm_state::SsmDtype;
+use hybra_model::{Activations, Batch, LogitsFor, NemotronH, NoObserver, SCAN_CHUNK, StateDtypes};
 use std::collections::VecDeque;
 use std::sync::Arc;
 
@@ -39,6 +40,8 @@ pub struct EngineConfig {
     pub max_model_len: usize,
     /// Number type of keys and values.
     pub kv_dtype: KvDtype,
+    /// Number type of the recurrent state.
+    pub state_dtype: SsmDtype,
     /// The operator's default and ceiling for thinking budgets.
     pub server_budget: ServerBudget,
 }
@@ -50,6 +53,7 @@ impl Default for EngineConfig {
             max_num_batched_tokens: 512,
             max_model_len: 131_072,
             kv_dtype: KvDtype::Bf16,
+            state_dtype: SsmDtype::F32,
             server_budget: ServerBudget::default(),
         }
     }
@@ -138,11 +142,12 @@ impl Engine {
         };
         let id = SequenceId(self.next_id);
         self.next_id += 1;
+        let dtypes = StateDtypes { kv: self.config.kv_dtype, ssm: self.config.state_dtype };
         self.waiting.push_back(Sequence {
             id,
             max_len: prompt_len + max_tokens,
             prompt_len,
-            state: self.model.new_state(self.config.kv_dtype),
+            state: self.model.new_state(dtypes),
             history: TokenHistory::new(&request.prompt),
             tokens: request.prompt,
             sampling: request.sampling,
