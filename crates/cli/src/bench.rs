@@ -10,12 +10,13 @@ mod report;
 mod work;
 
 use crate::cpu::{Arithmetic, ModelArgs};
-use crate::options::KvDtypeArg;
+use crate::options::StateArgs;
 use crate::progress::Progress;
 use crate::size;
 use crate::source;
 use anyhow::Result;
 use clap::ValueEnum;
+use clap::builder::PossibleValue;
 use hybra_kernels::Cpu;
 use hybra_model::NemotronH;
 use limits::Limits;
@@ -74,9 +75,8 @@ pub(crate) struct Args {
     /// Fewer rows, less time
     #[arg(long)]
     quick: bool,
-    /// Number type of the key/value cache
-    #[arg(long, value_enum, default_value = "bf16")]
-    kv_dtype: KvDtypeArg,
+    #[command(flatten)]
+    state: StateArgs,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -142,11 +142,13 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let measured = measure(&args, &cpu, &model, &mut limits)?;
     // The buffer that measures bandwidth was resident all the time.
     let peak = peak_resident_bytes().map(|bytes| bytes.saturating_sub(limits.bytes()));
-    let (work, limits) = (Work::of(&model, args.kv_dtype.into()), limits.measured());
+    let (work, limits) = (Work::of(&model, args.state.into()), limits.measured());
     let lines = measured.samples.iter().filter_map(|(point, samples)| {
         Some(Line::new(*point, Spread::of(samples)?, &work, &limits, args.tokens))
     });
-    let kv_dtype = args.kv_dtype.to_possible_value();
+    let name = |value: Option<PossibleValue>| {
+        value.map_or_else(String::new, |value| value.get_name().to_owned())
+    };
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
         unix_time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
@@ -156,7 +158,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         model: source.name.clone(),
         pattern: model.config().pattern(),
         work,
-        kv_dtype: kv_dtype.map_or_else(String::new, |name| name.get_name().to_owned()),
+        kv_dtype: name(args.state.kv_dtype.to_possible_value()),
+        state_dtype: name(args.state.state_dtype.to_possible_value()),
         chunk: args.chunk,
         decode_tokens: args.tokens,
         results: lines.collect(),
@@ -189,7 +192,7 @@ fn measure(args: &Args, cpu: &Cpu, model: &NemotronH, limits: &mut Limits) -> Re
     bar.message("limits, warming up");
     bar.set(0);
     limits.sample(cpu);
-    let mut bencher = Bencher::new(cpu, model, args.kv_dtype.into(), args.chunk);
+    let mut bencher = Bencher::new(cpu, model, args.state.into(), args.chunk);
     let mut first = FirstRound::new(args, &mut bencher, started)?;
     for point in points {
         bar.message(&point.to_string());

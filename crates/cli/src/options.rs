@@ -10,6 +10,8 @@ use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use hybra_engine::{Effort, Grace, SamplingParams, ThinkingParams};
 use hybra_kernels::ops::attention::KvDtype;
+use hybra_kernels::ops::ssm_state::SsmDtype;
+use hybra_model::StateDtypes;
 
 /// Number type of keys and values in the cache.
 #[derive(Clone, Copy, ValueEnum)]
@@ -29,15 +31,49 @@ impl From<KvDtypeArg> for KvDtype {
     }
 }
 
+/// Number type of the recurrent state of the Mamba-2 layers.
+#[derive(Clone, Copy, ValueEnum)]
+pub(crate) enum StateDtypeArg {
+    /// Exact
+    F32,
+    /// Half the memory
+    Bf16,
+}
+
+impl From<StateDtypeArg> for SsmDtype {
+    fn from(arg: StateDtypeArg) -> Self {
+        match arg {
+            StateDtypeArg::F32 => SsmDtype::F32,
+            StateDtypeArg::Bf16 => SsmDtype::Bf16,
+        }
+    }
+}
+
+/// How the state of a sequence is stored.
+#[derive(clap::Args, Clone, Copy)]
+pub(crate) struct StateArgs {
+    /// Number type of the key/value cache
+    #[arg(long, value_enum, default_value = "bf16")]
+    pub(crate) kv_dtype: KvDtypeArg,
+    /// Number type of the recurrent state
+    #[arg(long, value_enum, default_value = "f32")]
+    pub(crate) state_dtype: StateDtypeArg,
+}
+
+impl From<StateArgs> for StateDtypes {
+    fn from(args: StateArgs) -> Self {
+        Self { kv: args.kv_dtype.into(), ssm: args.state_dtype.into() }
+    }
+}
+
 /// Everything that `generate` and `chat` have in common.
 #[derive(clap::Args, Clone)]
 pub(crate) struct GenerationArgs {
     /// Most tokens of prompt and output [default: the model's]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
     context: Option<u32>,
-    /// Number type of the key/value cache
-    #[arg(long, value_enum, default_value = "bf16")]
-    kv_dtype: KvDtypeArg,
+    #[command(flatten)]
+    state: StateArgs,
     #[command(flatten)]
     pub(crate) thinking: ThinkingArgs,
     #[command(flatten)]
@@ -51,7 +87,7 @@ impl GenerationArgs {
     pub(crate) fn open(&self, model: Option<&str>) -> Result<Session> {
         let context = self.context.map(|c| c as usize);
         let load = self.cpu.load_options(Arithmetic::Fast);
-        Session::open(model, self.cpu.cpu()?, load, self.kv_dtype, context)
+        Session::open(model, self.cpu.cpu()?, load, self.state, context)
     }
 }
 

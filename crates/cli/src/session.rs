@@ -4,7 +4,7 @@
 //! becomes a prompt in the template's own form.
 
 use crate::cpu::LoadOptions;
-use crate::options::KvDtypeArg;
+use crate::options::StateArgs;
 use crate::source::{self, GenerationDefaults, Source};
 use anyhow::{Context, Result, bail};
 use hybra_engine::{
@@ -68,15 +68,19 @@ impl Session {
         model: Option<&str>,
         cpu: Cpu,
         load: LoadOptions,
-        kv_dtype: KvDtypeArg,
+        state: StateArgs,
         context: Option<usize>,
     ) -> Result<Self> {
         let source = source::resolve(model)?;
         let model = source::load_model(&source, &cpu, load)?;
         let loaded = source::load_tokenizer(&source, model.config())?;
         let max_model_len = context.unwrap_or(model.config().max_position_embeddings);
-        let config =
-            EngineConfig { max_model_len, kv_dtype: kv_dtype.into(), ..EngineConfig::default() };
+        let config = EngineConfig {
+            max_model_len,
+            kv_dtype: state.kv_dtype.into(),
+            state_dtype: state.state_dtype.into(),
+            ..EngineConfig::default()
+        };
         let tokenizer = Arc::new(loaded.tokenizer);
         let table = Arc::new(Table(Arc::clone(&tokenizer)));
         let tags = ThinkTags::detect(&tokenizer);

@@ -18,8 +18,9 @@ use crate::thinking_budget::{
 };
 use hybra_kernels::Cpu;
 use hybra_kernels::ops::attention::KvDtype;
+use hybra_kernels::ops::ssm_state::SsmDtype;
 use hybra_model::{
-    Activations, Batch, LogitsFor, NemotronH, NoObserver, SCAN_CHUNK, SequenceState,
+    Activations, Batch, LogitsFor, NemotronH, NoObserver, SCAN_CHUNK, SequenceState, StateDtypes,
 };
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -41,6 +42,8 @@ pub struct EngineConfig {
     pub max_model_len: usize,
     /// Number type of keys and values.
     pub kv_dtype: KvDtype,
+    /// Number type of the recurrent state.
+    pub state_dtype: SsmDtype,
     /// The operator's default and ceiling for thinking budgets.
     pub server_budget: ServerBudget,
 }
@@ -52,6 +55,7 @@ impl Default for EngineConfig {
             max_num_batched_tokens: 512,
             max_model_len: 131_072,
             kv_dtype: KvDtype::Bf16,
+            state_dtype: SsmDtype::F32,
             server_budget: ServerBudget::default(),
         }
     }
@@ -153,11 +157,12 @@ impl Engine {
         let history = TokenHistory::new(&tokens);
         // A step allocates nothing. Capped: most sequences end long before the context does.
         tokens.reserve(max_tokens.min(MOST_TOKENS_RESERVED));
+        let dtypes = StateDtypes { kv: self.config.kv_dtype, ssm: self.config.state_dtype };
         self.waiting.push_back(Sequence {
             id,
             max_len: prompt_len + max_tokens,
             prompt_len,
-            state: self.model.new_state(self.config.kv_dtype),
+            state: self.model.new_state(dtypes),
             history,
             tokens,
             sampling: request.sampling,

@@ -93,6 +93,14 @@ impl<'a> MatMut<'a> {
         unsafe { std::slice::from_raw_parts_mut(self.data.add(r * self.stride), self.cols) }
     }
 
+    /// Row `r`, to read.
+    #[inline(always)]
+    pub fn row(&self, r: usize) -> &[f32] {
+        assert!(r < self.rows);
+        // SAFETY: row r lies inside the exclusive borrow, and `&self` guards it.
+        unsafe { std::slice::from_raw_parts(self.data.add(r * self.stride), self.cols) }
+    }
+
     /// The same matrix for a shorter time.
     pub fn reborrow(&mut self) -> MatMut<'_> {
         MatMut { owner: PhantomData, ..*self }
@@ -104,8 +112,9 @@ impl<'a> MatMut<'a> {
     /// If they are out of range.
     pub fn columns(self, from: usize, cols: usize) -> MatMut<'a> {
         assert!(from + cols <= self.cols, "columns {from}+{cols} of {}", self.cols);
+        let skip = if self.rows == 0 { 0 } else { from };
         // SAFETY: `from` is at most the row length, inside or one past the borrow.
-        MatMut { data: unsafe { self.data.add(from) }, cols, ..self }
+        MatMut { data: unsafe { self.data.add(skip) }, cols, ..self }
     }
 
     /// The rows `from .. from + rows`.
@@ -117,6 +126,28 @@ impl<'a> MatMut<'a> {
         let skip = if rows == 0 { 0 } else { from * self.stride };
         // SAFETY: the first row of the part is a row of this matrix.
         MatMut { data: unsafe { self.data.add(skip) }, rows, ..self }
+    }
+
+    /// The first `at` columns and the others.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn split_columns(self, at: usize) -> (MatMut<'a>, MatMut<'a>) {
+        let others = self.cols - at;
+        // The two borrows are of disjoint columns.
+        let left = MatMut { owner: PhantomData, ..self };
+        (left.columns(0, at), self.columns(at, others))
+    }
+
+    /// The first `at` rows and the others.
+    ///
+    /// # Panics
+    /// If there are fewer.
+    pub fn split_rows(self, at: usize) -> (MatMut<'a>, MatMut<'a>) {
+        let others = self.rows - at;
+        // The two borrows are of disjoint rows.
+        let top = MatMut { owner: PhantomData, ..self };
+        (top.rows_at(0, at), self.rows_at(at, others))
     }
 
     /// Number of rows.
@@ -265,6 +296,10 @@ mod tests {
         assert_eq!((view.rows(), view.cols(), view.row(1)), (2, 3, &[2., 2., 2.][..]));
         let part = MatMut::new(&mut data, 10).columns(8, 2).rows_at(6, 1).row_mut(0).to_vec();
         assert_eq!(part, [3., 3.]);
+        let (mut left, mut right) = MatMut::new(&mut data, 10).split_columns(9);
+        assert_eq!((left.row_mut(0).len(), right.row_mut(6)), (9, &mut [3.][..]));
+        let (top, mut end) = left.split_rows(5);
+        assert_eq!((top.rows(), end.rows(), end.row_mut(1)[3]), (5, 2, 1.));
     }
 
     #[test]

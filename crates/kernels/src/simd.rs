@@ -26,6 +26,21 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn store(self, v: Self::V, s: &mut [f32]);
     /// The first `LANES` bf16 bit patterns of `s`, widened; panics if there are fewer.
     fn load_bf16(self, s: &[u16]) -> Self::V;
+    /// Stores as bf16 bit patterns, rounded to nearest, ties to even; panics if `s` is shorter
+    /// than a vector.
+    #[inline(always)]
+    fn store_bf16(self, v: Self::V, s: &mut [u16]) {
+        let mut buffer = [0.0; 16];
+        self.store(v, &mut buffer);
+        for (to, v) in s[..Self::LANES].iter_mut().zip(buffer) {
+            *to = bf16_bits(v);
+        }
+    }
+    /// Asks for the cache line of the first value of `s`, to be read soon; no effect on values.
+    #[inline(always)]
+    fn prefetch(self, s: &[f32]) {
+        let _ = s;
+    }
     /// `a + b`.
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a − b`.
@@ -46,6 +61,11 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn round(self, a: Self::V) -> Self::V;
     /// `2^n` for integral lanes `n` in −126 ..= 127.
     fn pow2(self, n: Self::V) -> Self::V;
+    /// `a · 2^n` for integral lanes `n` in −126 ..= 127 where neither end is subnormal.
+    #[inline(always)]
+    fn scale(self, a: Self::V, n: Self::V) -> Self::V {
+        self.mul(a, self.pow2(n))
+    }
     /// Sum of the lanes in a fixed order.
     fn sum(self, a: Self::V) -> f32;
     /// Largest lane.
@@ -134,7 +154,7 @@ pub trait Simd: Copy + Send + Sync + 'static {
             p = self.fma(p, r, self.splat(c));
         }
         let y = self.add(self.fma(p, self.mul(r, r), r), self.splat(1.0));
-        let y = self.mul(y, self.pow2(n));
+        let y = self.scale(y, n);
         self.select_lt(a, self.splat(-87.33), self.zero(), y)
     }
 
@@ -144,6 +164,16 @@ pub trait Simd: Copy + Send + Sync + 'static {
         let e = self.exp(self.sub(self.zero(), a));
         self.div(a, self.add(self.splat(1.0), e))
     }
+}
+
+/// The bits of the nearest bf16, ties to even; NaN stays NaN. Without branches, so that loops
+/// over it become vector code.
+#[inline(always)]
+pub(crate) fn bf16_bits(v: f32) -> u16 {
+    let bits = v.to_bits();
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    let quiet_nan = (bits >> 16) | 0x40;
+    (if v.is_nan() { quiet_nan } else { rounded }) as u16
 }
 
 /// A body that is generic over the instruction set.
@@ -216,6 +246,32 @@ mod tests {
         }
     }
 
+    struct StoreBf16<'a>(&'a [f32; 16], &'a mut [u16; 16]);
+    impl WithSimd for StoreBf16<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            for (x, y) in self.0.chunks(S::LANES).zip(self.1.chunks_mut(S::LANES)) {
+                s.store_bf16(s.load(x), y);
+            }
+        }
+    }
+
+    #[test]
+    fn bf16_is_stored_as_the_half_crate_rounds() {
+        let mut x: Vec<f32> = (0..16 * 512).map(|i| (i as f32 - 4000.0) * 1.234_567e-3).collect();
+        let ties = [0x3f80_8000, 0x3f81_8000, 0x7f7f_ffff, 0x7f80_0000, 0xffc1_2345, 0x7f80_0001];
+        x[..6].copy_from_slice(&ties.map(f32::from_bits));
+        for isa in Isa::available() {
+            for x in x.chunks_exact(16) {
+                let x: &[f32; 16] = x.try_into().unwrap();
+                let mut got = [0; 16];
+                dispatch(isa, StoreBf16(x, &mut got));
+                assert_eq!(got, x.map(|v| half::bf16::from_f32(v).to_bits()), "{isa} {x:?}");
+            }
+        }
+    }
+
     struct Lanes<'a>(&'a [f32; 16], &'a [u16; 16]);
     impl WithSimd for Lanes<'_> {
         type Output = Vec<f32>;
@@ -234,6 +290,7 @@ mod tests {
                 s.select_lt(a, b, a, s.splat(9.0)),
                 s.round(s.mul(a, s.splat(0.5))),
                 s.pow2(a),
+                s.scale(b, a),
                 s.silu(a),
             ] {
                 let mut lane = [0.0; 16];
@@ -252,9 +309,9 @@ mod tests {
         let bits: [u16; 16] = std::array::from_fn(|i| (b[i].to_bits() >> 16) as u16);
         for isa in Isa::available() {
             let got = dispatch(isa, Lanes(&a, &bits));
-            let lanes = (got.len() - 2) / 11;
+            let lanes = (got.len() - 2) / 12;
             let mut want = vec![a[..lanes].iter().sum(), a[lanes - 1]];
-            let ops: [fn(f32, f32) -> f32; 11] = [
+            let ops: [fn(f32, f32) -> f32; 12] = [
                 |a, b| a + b,
                 |a, b| a - b,
                 |a, b| a * b,
@@ -265,6 +322,7 @@ mod tests {
                 |a, b| if a < b { a } else { 9.0 },
                 |a, _| (a * 0.5).round_ties_even(),
                 |a, _| a.exp2(),
+                |a, b| b * a.exp2(),
                 |a, _| a / (1.0 + (-a).exp()),
             ];
             for op in ops {

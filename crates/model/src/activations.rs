@@ -2,9 +2,8 @@
 //! nothing.
 //!
 //! Shapes (T tokens of the batch, R rows with logits): `hidden` and `normed` `[T, h]`, `wide`
-//! `[T, widest first projection]`, `conv` `[T, widest conv]`, `mix` `[T, widest input of an
-//! output projection]`, `out` `[T, h]`, `logits` `[R, V]`; `rounded` holds the input of the
-//! projections that run next.
+//! `[T, widest first projection]`, `mix` `[T, widest input of an output projection]`, `out`
+//! `[T, h]`, `logits` `[R, V]`; `rounded` holds the input of the projections that run next.
 
 use crate::matrix::Rounded;
 
@@ -14,7 +13,6 @@ pub struct Activations {
     pub(crate) hidden: Vec<f32>,
     pub(crate) normed: Vec<f32>,
     pub(crate) wide: Vec<f32>,
-    pub(crate) conv: Vec<f32>,
     pub(crate) mix: Vec<f32>,
     pub(crate) out: Vec<f32>,
     pub(crate) logits: Vec<f32>,
@@ -31,15 +29,7 @@ impl Activations {
     /// Bytes held.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let buffers = [
-            &self.hidden,
-            &self.normed,
-            &self.wide,
-            &self.conv,
-            &self.mix,
-            &self.out,
-            &self.logits,
-        ];
+        let buffers = [&self.hidden, &self.normed, &self.wide, &self.mix, &self.out, &self.logits];
         let values: usize = buffers.iter().map(|b| b.capacity()).sum();
         4 * values + self.rounded.bytes()
     }

@@ -40,5 +40,5 @@ pub use error::ConfigError;
 pub use load::LoadError;
 pub use nemotron_h::{ForwardError, NemotronH, SCAN_CHUNK};
 pub use observer::{NoObserver, Observer};
-pub use state::SequenceState;
+pub use state::{SequenceState, StateDtypes};
 pub use weights::Weights;

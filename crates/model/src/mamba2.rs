@@ -6,12 +6,13 @@
 use crate::activations::{Activations, sized};
 use crate::batch::Batch;
 use crate::layer::Mamba2Config;
-use crate::state::{LayerState, SequenceState};
+use crate::state::{LayerState, Mamba2State, SequenceState};
 use crate::weights::Mamba2Weights;
-use hybra_kernels::ops::causal_conv1d::causal_conv1d;
+use hybra_kernels::ops::mamba_split_conv1d_scan::{
+    MixerParams, MixerSegment, mamba_split_conv1d_scan,
+};
 use hybra_kernels::ops::packed::Epilogue;
-use hybra_kernels::ops::rms_norm::gated_rms_norm;
-use hybra_kernels::ops::ssd::{SsdParams, ssd_chunk_scan};
+use hybra_kernels::ops::ssd::SsdParams;
 use hybra_kernels::{Cpu, MatMut, MatRef};
 
 /// Tokens of a chunk of the scan: long enough that a head's state (40 KiB at P = 80, N = 128) is
@@ -36,61 +37,39 @@ pub(crate) fn forward(
     states: &mut [&mut SequenceState],
 ) {
     let (cpu, tokens) = (pass.cpu, pass.batch.tokens().len());
-    let (inner, conv_dim, rows) = (m.d_inner(), m.conv_dim(), m.in_proj_rows());
+    let (inner, rows) = (m.d_inner(), m.in_proj_rows());
     let wide = sized(&mut act.wide, tokens * rows);
     let x = MatRef::new(&act.normed, w.in_proj.cols());
     act.rounded.prepare(cpu, x, &[&w.in_proj]);
     let to = MatMut::new(wide, rows);
     w.in_proj.apply(cpu, x, &act.rounded, to, Epilogue::Store, &mut act.out);
-    let wide = MatRef::new(wide, rows);
-    let conv = sized(&mut act.conv, tokens * conv_dim);
-    let y = sized(&mut act.mix, tokens * inner);
-    let params = SsdParams {
-        num_heads: m.num_heads,
-        head_dim: m.head_dim,
-        n_groups: m.n_groups,
-        state_size: m.state_size,
-        a: &w.a,
-        d: &w.d,
-        dt_bias: &w.dt_bias,
-        dt_limit: pass.dt_limit,
+    let params = MixerParams {
+        ssd: SsdParams {
+            num_heads: m.num_heads,
+            head_dim: m.head_dim,
+            n_groups: m.n_groups,
+            state_size: m.state_size,
+            a: &w.a,
+            d: &w.d,
+            dt_bias: &w.dt_bias,
+            dt_limit: pass.dt_limit,
+        },
+        conv_weight: &w.conv_weight,
+        conv_bias: w.conv_bias.as_deref(),
+        norm_weight: &w.gated_norm,
+        norm_eps: pass.eps,
+        chunk: SCAN_CHUNK,
     };
-    for (segment, state) in pass.batch.segments().iter().zip(states) {
+    let segments = pass.batch.segments().iter().zip(states).map(|(segment, state)| {
         let LayerState::Mamba2(state) = state.layer_mut(layer) else {
             unreachable!("states are made from the same config")
         };
-        let rows = wide.rows_at(segment.start, segment.len);
-        let at = |width: usize| segment.start * width..(segment.start + segment.len) * width;
-        let conv = &mut conv[at(conv_dim)];
-        causal_conv1d(
-            cpu,
-            rows.columns(inner, conv_dim),
-            &w.conv_weight,
-            w.conv_bias.as_deref(),
-            &mut state.conv,
-            MatMut::new(conv, conv_dim),
-        );
-        ssd_chunk_scan(
-            cpu,
-            &params,
-            MatRef::new(conv, conv_dim),
-            rows.columns(inner + conv_dim, m.num_heads),
-            SCAN_CHUNK,
-            &mut state.ssm,
-            MatMut::new(&mut y[at(inner)], inner),
-        );
-    }
-    // The conv output is read: its buffer takes the normed result if it is wide enough.
-    let gated = sized(&mut act.conv, tokens * inner);
-    gated_rms_norm(
-        cpu,
-        MatRef::new(y, inner),
-        wide.columns(0, inner),
-        &w.gated_norm,
-        m.n_groups,
-        pass.eps,
-        MatMut::new(gated, inner),
-    );
+        let Mamba2State { conv, ssm } = state;
+        MixerSegment { len: segment.len, conv, state: ssm.view_mut() }
+    });
+    let gated = sized(&mut act.mix, tokens * inner);
+    let out = MatMut::new(gated, inner);
+    mamba_split_conv1d_scan(cpu, &params, MatRef::new(wide, rows), segments, out);
     let (hidden, x) = (w.out_proj.rows(), MatRef::new(gated, inner));
     act.rounded.prepare(cpu, x, &[&w.out_proj]);
     let to = MatMut::new(&mut act.hidden[..tokens * hidden], hidden);

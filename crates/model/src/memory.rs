@@ -153,9 +153,7 @@ pub struct Workspace {
     pub normed: usize,
     /// tokens · widest of (2HP + 2GN + H, q·hd + 2·kv·hd, f): what a mixer projects to.
     pub wide: usize,
-    /// tokens · widest HP + 2GN: the convolved `x | B | C`, then the gated norm of y.
-    pub conv: usize,
-    /// tokens · widest of (HP, q·hd): y, or the attention output.
+    /// tokens · widest of (HP, q·hd): the gated norm of y, or the attention output.
     pub mix: usize,
     /// tokens · h: the output of a mixer.
     pub out: usize,
@@ -167,8 +165,7 @@ impl Workspace {
     /// All buffers, in bytes.
     #[must_use]
     pub fn total_bytes(&self) -> u64 {
-        let parts =
-            [self.hidden, self.normed, self.wide, self.conv, self.mix, self.out, self.logits];
+        let parts = [self.hidden, self.normed, self.wide, self.mix, self.out, self.logits];
         let bytes = parts.map(|values| 4u64.saturating_mul(values as u64));
         bytes.into_iter().fold(0, u64::saturating_add)
     }
@@ -178,21 +175,21 @@ impl Workspace {
 /// returns at most `logit_rows` rows of logits. Sizes stop at `usize::MAX`.
 #[must_use]
 pub fn workspace(config: &Config, tokens: usize, logit_rows: usize) -> Workspace {
-    // Widest first projection, convolution and input of an output projection.
+    // Widest first projection and input of an output projection.
     let widths = |layer: &LayerConfig| match layer {
-        LayerConfig::Mamba2(m) => [m.in_proj_rows(), m.conv_dim(), m.d_inner()],
-        LayerConfig::Attention(a) => [a.q_width() + 2 * a.kv_width(), 0, a.q_width()],
-        LayerConfig::Mlp(m) => [m.intermediate_size, 0, 0],
+        LayerConfig::Mamba2(m) => [m.in_proj_rows(), m.d_inner()],
+        LayerConfig::Attention(a) => [a.q_width() + 2 * a.kv_width(), a.q_width()],
+        LayerConfig::Mlp(m) => [m.intermediate_size, 0],
     };
     let widest = config
         .layers
         .iter()
         .map(widths)
-        .fold([0; 3], |widest, widths| std::array::from_fn(|i| widths[i].max(widest[i])));
-    let [wide, conv, mix] = widest.map(|width: usize| tokens.saturating_mul(width));
+        .fold([0; 2], |widest, widths| std::array::from_fn(|i| widths[i].max(widest[i])));
+    let [wide, mix] = widest.map(|width: usize| tokens.saturating_mul(width));
     let hidden = tokens.saturating_mul(config.hidden_size);
     let logits = logit_rows.saturating_mul(config.vocab_size);
-    Workspace { hidden, normed: hidden, wide, conv, mix, out: hidden, logits }
+    Workspace { hidden, normed: hidden, wide, mix, out: hidden, logits }
 }
 
 /// How a model is to be run, as far as memory goes.
@@ -385,7 +382,7 @@ mod tests {
         let config = preset("nano2-9b").unwrap();
         let w = workspace(&config, 512, 3);
         assert_eq!([w.hidden, w.normed, w.out], [512 * 4480; 3]);
-        assert_eq!([w.wide, w.conv, w.mix], [512 * 22656, 512 * 12288, 512 * 10240]);
+        assert_eq!([w.wide, w.mix], [512 * 22656, 512 * 10240]);
         assert_eq!(w.logits, 3 * 131_072);
         let floats = 512 * (3 * 4480 + 22656 + 12288 + 10240) + 3 * 131_072;
         assert_eq!(w.total_bytes(), 4 * floats);

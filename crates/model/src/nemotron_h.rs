@@ -19,10 +19,9 @@ use crate::layer::LayerConfig;
 use crate::mamba2::Pass;
 pub use crate::mamba2::SCAN_CHUNK;
 use crate::observer::Observer;
-use crate::state::SequenceState;
+use crate::state::{SequenceState, StateDtypes};
 use crate::weights::{LayerWeights, Matrix, Weights};
 use crate::{attention, mamba2, mlp};
-use hybra_kernels::ops::attention::KvDtype;
 use hybra_kernels::ops::embedding::embedding;
 use hybra_kernels::ops::packed::Epilogue;
 use hybra_kernels::ops::rms_norm::rms_norm;
@@ -70,8 +69,8 @@ impl NemotronH {
 
     /// The state of a sequence before its first token.
     #[must_use]
-    pub fn new_state(&self, kv_dtype: KvDtype) -> SequenceState {
-        SequenceState::new(&self.config, kv_dtype)
+    pub fn new_state(&self, dtypes: impl Into<StateDtypes>) -> SequenceState {
+        SequenceState::new(&self.config, dtypes)
     }
 
     /// Reads the batch's tokens into the states and returns logits, `[R, V]`, one row for each of

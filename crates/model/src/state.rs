@@ -1,12 +1,13 @@
 //! What a sequence carries from token to token: the state of every layer.
 //!
 //! Invariants: a Mamba layer's state has a constant size, whatever the length of the sequence; an
-//! attention layer's cache holds exactly [`SequenceState::len`] positions; Mamba state is always
+//! attention layer's cache holds exactly [`SequenceState::len`] positions; convolution windows are
 //! f32. Cloning gives an independent snapshot.
 
 use crate::config::Config;
 use crate::layer::{LayerConfig, Mamba2Config};
 use hybra_kernels::ops::attention::{KvCache, KvDtype};
+use hybra_kernels::ops::ssm_state::{SsmDtype, SsmState};
 
 /// State of one layer.
 #[derive(Clone)]
@@ -24,15 +25,31 @@ pub enum LayerState {
 pub struct Mamba2State {
     /// The last k − 1 inputs of the convolution, `[k − 1, HP + 2GN]`, oldest first.
     pub conv: Vec<f32>,
-    /// The SSM state, `[H, P, N]`.
-    pub ssm: Vec<f32>,
+    /// The SSM state, `[H, N, P]`.
+    pub ssm: SsmState,
+}
+
+/// Number types of a sequence's state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateDtypes {
+    /// Of keys and values.
+    pub kv: KvDtype,
+    /// Of the SSM state.
+    pub ssm: SsmDtype,
+}
+
+impl From<KvDtype> for StateDtypes {
+    /// Keys and values in `kv`, SSM state in f32.
+    fn from(kv: KvDtype) -> Self {
+        Self { kv, ssm: SsmDtype::F32 }
+    }
 }
 
 impl Mamba2State {
-    fn new(m: &Mamba2Config) -> Self {
+    fn new(m: &Mamba2Config, dtype: SsmDtype) -> Self {
         Self {
             conv: vec![0.0; (m.conv_kernel - 1) * m.conv_dim()],
-            ssm: vec![0.0; m.d_inner() * m.state_size],
+            ssm: SsmState::new(dtype, m.d_inner() * m.state_size),
         }
     }
 }
@@ -47,11 +64,12 @@ pub struct SequenceState {
 impl SequenceState {
     /// The state before the first token.
     #[must_use]
-    pub fn new(config: &Config, kv_dtype: KvDtype) -> Self {
+    pub fn new(config: &Config, dtypes: impl Into<StateDtypes>) -> Self {
+        let StateDtypes { kv, ssm } = dtypes.into();
         let layer = |layer: &LayerConfig| match layer {
-            LayerConfig::Mamba2(m) => LayerState::Mamba2(Mamba2State::new(m)),
+            LayerConfig::Mamba2(m) => LayerState::Mamba2(Mamba2State::new(m, ssm)),
             LayerConfig::Attention(a) => {
-                LayerState::Attention(KvCache::new(kv_dtype, a.num_kv_heads, a.head_dim))
+                LayerState::Attention(KvCache::new(kv, a.num_kv_heads, a.head_dim))
             }
             LayerConfig::Mlp(_) => LayerState::Mlp,
         };
@@ -80,7 +98,7 @@ impl SequenceState {
     #[must_use]
     pub fn bytes(&self) -> usize {
         let layer = |layer: &LayerState| match layer {
-            LayerState::Mamba2(m) => 4 * (m.conv.len() + m.ssm.len()),
+            LayerState::Mamba2(m) => 4 * m.conv.len() + m.ssm.bytes(),
             LayerState::Attention(cache) => cache.bytes(),
             LayerState::Mlp => 0,
         };

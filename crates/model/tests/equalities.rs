@@ -6,11 +6,12 @@ mod shared_dir;
 
 use hybra_checkpoint::Checkpoint;
 use hybra_kernels::ops::attention::KvDtype;
+use hybra_kernels::ops::ssm_state::SsmDtype;
 use hybra_kernels::{Cpu, Isa};
 use hybra_model::reference::Reference;
 use hybra_model::{
     Activations, Batch, Config, LogitsFor, NemotronH, NoObserver, SCAN_CHUNK, SequenceState,
-    Weights,
+    StateDtypes, Weights,
 };
 
 const CASES: [&str; 3] = ["golden/micro", "golden/odd", "golden/nano2"];
@@ -28,9 +29,26 @@ fn tokens(model: &NemotronH, n: usize, seed: usize) -> Vec<u32> {
     (0..n).map(|i| ((i * 7919 + seed * 104_729 + i * i) % vocab) as u32).collect()
 }
 
+/// Exact, and with the recurrent state rounded.
+const DTYPES: [StateDtypes; 2] = [
+    StateDtypes { kv: KvDtype::F32, ssm: SsmDtype::F32 },
+    StateDtypes { kv: KvDtype::F32, ssm: SsmDtype::Bf16 },
+];
+
 /// Feeds `tokens` in pieces of the given lengths; logits of every token.
 fn feed(model: &NemotronH, cpu: &Cpu, tokens: &[u32], lens: &[usize]) -> Vec<f32> {
-    let mut state = model.new_state(KvDtype::F32);
+    feed_in(DTYPES[0], model, cpu, tokens, lens)
+}
+
+/// [`feed`] with a state of other number types.
+fn feed_in(
+    dtypes: StateDtypes,
+    model: &NemotronH,
+    cpu: &Cpu,
+    tokens: &[u32],
+    lens: &[usize],
+) -> Vec<f32> {
+    let mut state = model.new_state(dtypes);
     let (mut act, mut logits, mut at) = (Activations::new(), Vec::new(), 0);
     for &len in lens {
         let batch = Batch::single(&tokens[at..at + len], LogitsFor::All);
@@ -80,8 +98,27 @@ fn any_split_equals_the_whole() {
                 assert!(error < 5e-6, "{case} on {isa}, split {lens:?}: {error:e}");
             }
             // At multiples of the scan chunk the arithmetic is the same: so are the bits.
-            let aligned = feed(&model, &cpu, &tokens, &[SCAN_CHUNK, SCAN_CHUNK, 9]);
-            assert!(aligned == whole, "{case} on {isa}: aligned split differs in bits");
+            for dtypes in DTYPES {
+                let [whole, aligned] = [vec![n], vec![SCAN_CHUNK, SCAN_CHUNK, 9]]
+                    .map(|lens| feed_in(dtypes, &model, &cpu, &tokens, &lens));
+                assert!(aligned == whole, "{case} on {isa}, {dtypes:?}: aligned split, other bits");
+            }
+        }
+    }
+}
+
+/// Rounding the recurrent state to bf16 (2⁻⁹ at each store) moves the logits by less than 3 %,
+/// in chunks and token by token.
+#[test]
+fn a_bf16_state_stays_near_the_exact_one() {
+    for case in CASES {
+        let Some(model) = load(case) else { return };
+        let tokens = tokens(&model, 2 * SCAN_CHUNK + 9, 8);
+        let cpu = Cpu::new(Isa::best(), 2);
+        for lens in [vec![tokens.len()], vec![1; tokens.len()]] {
+            let [exact, rounded] = DTYPES.map(|d| feed_in(d, &model, &cpu, &tokens, &lens));
+            let error = relative_error(&rounded, &exact);
+            assert!(error > 0.0 && error < 3e-2, "{case}, {} pieces: {error:e}", lens.len());
         }
     }
 }
@@ -104,11 +141,11 @@ fn threads_do_not_change_bits() {
 fn a_batch_equals_its_singles_bit_for_bit() {
     for case in CASES {
         let Some(model) = load(case) else { return };
-        for isa in Isa::available() {
+        for (isa, dtypes) in Isa::available().into_iter().flat_map(|i| DTYPES.map(|d| (i, d))) {
             let cpu = Cpu::new(isa, 2);
             let all: Vec<_> = (0..4).map(|s| tokens(&model, 30 + 7 * s, s)).collect();
             let mut states: Vec<SequenceState> =
-                all.iter().map(|_| model.new_state(KvDtype::F32)).collect();
+                all.iter().map(|_| model.new_state(dtypes)).collect();
             let mut act = Activations::new();
             let mut got = vec![Vec::new(); all.len()];
             // First a prompt each, then one token each until the shortest ends.
@@ -126,8 +163,8 @@ fn a_batch_equals_its_singles_bit_for_bit() {
             }
             for (tokens, got) in all.iter().zip(&got) {
                 let lens: Vec<_> = std::iter::once(20).chain(std::iter::repeat_n(1, 10)).collect();
-                let alone = feed(&model, &cpu, &tokens[..30], &lens);
-                assert!(*got == alone, "{case} on {isa}");
+                let alone = feed_in(dtypes, &model, &cpu, &tokens[..30], &lens);
+                assert!(*got == alone, "{case} on {isa}, {dtypes:?}");
             }
         }
     }
@@ -187,7 +224,7 @@ fn a_token_outside_the_vocabulary_is_an_error_and_changes_nothing() {
 #[test]
 fn buffers_are_as_large_as_the_memory_model_says() {
     use hybra_kernels::DType;
-    use hybra_model::memory::{WeightFormat, state_bytes, workspace};
+    use hybra_model::memory::{WeightFormat, ssm_state_values, state_bytes, workspace};
     for case in CASES {
         let Some(model) = load(case) else { return };
         let (config, cpu) = (model.config(), Cpu::new(Isa::best(), 1));
@@ -197,6 +234,8 @@ fn buffers_are_as_large_as_the_memory_model_says() {
         assert_eq!(act.bytes() as u64, workspace(config, 64, 1).total_bytes(), "{case}");
         let mamba = model.new_state(KvDtype::F32).bytes() as u64;
         assert_eq!(mamba, state_bytes(config), "{case}: state before the first token");
+        let halved = model.new_state(DTYPES[1]).bytes() as u64;
+        assert_eq!(mamba - halved, 2 * ssm_state_values(config), "{case}: bf16 state");
         let stored = if case.ends_with("nano2") { DType::Bf16 } else { DType::F32 };
         let bytes = WeightFormat::loaded(stored).weight_bytes(config);
         assert_eq!(model.weights().bytes() as u64, bytes, "{case}: weights");

@@ -7,8 +7,9 @@
 use super::plan::Point;
 use anyhow::Result;
 use hybra_kernels::Cpu;
-use hybra_kernels::ops::attention::KvDtype;
-use hybra_model::{Activations, Batch, LogitsFor, NemotronH, NoObserver, SequenceState};
+use hybra_model::{
+    Activations, Batch, LogitsFor, NemotronH, NoObserver, SequenceState, StateDtypes,
+};
 use std::collections::BTreeMap;
 use std::time::Instant;
 
@@ -19,7 +20,7 @@ pub(crate) const SAMPLE_SECONDS: f64 = 0.1;
 pub(crate) struct Bencher<'m> {
     cpu: &'m Cpu,
     model: &'m NemotronH,
-    kv_dtype: KvDtype,
+    dtypes: StateDtypes,
     /// Tokens of a prompt in one forward pass.
     chunk: usize,
     act: Activations,
@@ -29,9 +30,14 @@ pub(crate) struct Bencher<'m> {
 
 impl<'m> Bencher<'m> {
     /// Nothing is measured or filled yet.
-    pub(crate) fn new(cpu: &'m Cpu, model: &'m NemotronH, kv_dtype: KvDtype, chunk: usize) -> Self {
+    pub(crate) fn new(
+        cpu: &'m Cpu,
+        model: &'m NemotronH,
+        dtypes: StateDtypes,
+        chunk: usize,
+    ) -> Self {
         let act = Activations::new();
-        Self { cpu, model, kv_dtype, chunk, act, snapshots: BTreeMap::new() }
+        Self { cpu, model, dtypes, chunk, act, snapshots: BTreeMap::new() }
     }
 
     /// The deepest state at hand that is not behind `depth`.
@@ -58,7 +64,7 @@ impl<'m> Bencher<'m> {
 
     /// Seconds to read a prompt of `tokens` tokens and give the logits of its last one.
     pub(crate) fn prefill(&mut self, tokens: usize) -> Result<f64> {
-        let mut state = self.model.new_state(self.kv_dtype);
+        let mut state = self.model.new_state(self.dtypes);
         let started = Instant::now();
         self.read(&mut state, tokens, LogitsFor::Last)?;
         Ok(started.elapsed().as_secs_f64())
@@ -80,13 +86,13 @@ impl<'m> Bencher<'m> {
     /// The state behind `depth` tokens, from the deepest one at hand.
     fn snapshot(&mut self, depth: usize) -> Result<SequenceState> {
         if depth == 0 {
-            return Ok(self.model.new_state(self.kv_dtype));
+            return Ok(self.model.new_state(self.dtypes));
         }
         if let Some(state) = self.snapshots.get(&depth) {
             return Ok(state.clone());
         }
         let mut state = match self.filled(depth) {
-            0 => self.model.new_state(self.kv_dtype),
+            0 => self.model.new_state(self.dtypes),
             filled => self.snapshots[&filled].clone(),
         };
         let missing = depth - state.len();

@@ -23,6 +23,8 @@ pub(crate) struct Report {
     pub(crate) pattern: String,
     pub(crate) work: Work,
     pub(crate) kv_dtype: String,
+    /// Of the recurrent state.
+    pub(crate) state_dtype: String,
     /// Tokens of a prompt in one forward pass.
     pub(crate) chunk: usize,
     /// Tokens that a decode point generates for each sequence.
@@ -89,10 +91,11 @@ impl Report {
         writeln!(f, "hybra {version}, {model}: {}", self.pattern)?;
         writeln!(
             f,
-            "{} parameters, {} of weights, {} KV cache",
+            "{} parameters, {} of weights, {} KV cache, {} state",
             size::short_count(work.parameters),
             size::bytes(work.weight_bytes),
-            self.kv_dtype
+            self.kv_dtype,
+            self.state_dtype
         )?;
         let cpu = machine.cpu.as_deref().unwrap_or("unknown CPU");
         let (threads, cores) = (plural(self.threads, "thread"), plural(machine.cores, "core"));

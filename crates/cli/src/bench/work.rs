@@ -9,8 +9,8 @@
 use super::plan::Point;
 use hybra_kernels::DType;
 use hybra_kernels::ops::attention::KvDtype;
-use hybra_model::NemotronH;
-use hybra_model::memory::{ParameterCount, kv_bytes_per_token, state_bytes};
+use hybra_model::memory::{ParameterCount, kv_bytes_per_token};
+use hybra_model::{NemotronH, StateDtypes};
 use serde::Serialize;
 
 /// Costs of a model.
@@ -31,13 +31,13 @@ pub(crate) struct Work {
 
 impl Work {
     /// Counts `model`.
-    pub(crate) fn of(model: &NemotronH, kv_dtype: KvDtype) -> Self {
+    pub(crate) fn of(model: &NemotronH, dtypes: StateDtypes) -> Self {
         let (config, weights) = (model.config(), model.weights());
         let count = ParameterCount::of(config);
         let tied = weights.lm_head.is_none();
         let weight_bytes = weights.bytes() as u64;
         let embedding_bytes = if tied { 0 } else { weights.embedding.bytes() as u64 };
-        let kv = match kv_dtype {
+        let kv = match dtypes.kv {
             KvDtype::F32 => DType::F32,
             KvDtype::Bf16 => DType::Bf16,
         };
@@ -47,7 +47,7 @@ impl Work {
             head_parameters: if tied { count.embedding } else { count.lm_head },
             weight_bytes,
             step_weight_bytes: weight_bytes - embedding_bytes,
-            state_bytes: state_bytes(config),
+            state_bytes: model.new_state(dtypes).bytes() as u64,
             kv_bytes_per_token: kv_bytes_per_token(config, kv),
         }
     }

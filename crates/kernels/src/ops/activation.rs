@@ -2,7 +2,7 @@
 //!
 //! - [`relu2`]: `x ← max(x, 0)²` (So et al. 2021, "Primer"), NaN stays NaN.
 //! - [`add_assign`]: `x ← x + y`, the residual stream.
-//! - [`softplus`]: `ln(1 + eˣ)`, without overflow and without loss for small arguments.
+//! - `softplus`: `ln(1 + eˣ)`, without overflow and without loss for small arguments.
 
 use crate::Cpu;
 use crate::buffer::{MatMut, MatRef};
@@ -68,15 +68,27 @@ impl WithSimd for AddAssign<'_> {
     }
 }
 
-/// `ln(1 + e^x)`.
-pub fn softplus(x: f32) -> f32 {
-    // Above 20 the rest, e^−x, is below half a unit in the last place.
-    if x > 20.0 { x } else { x.exp().ln_1p() }
+/// `ln(1 + e^x)` = max(x, 0) + ln(1 + e^−|x|), NaN for NaN, within 3e-7 of its value.
+///
+/// The logarithm is the series of 2·artanh(z), z = e/(2 + e) ≤ 1/3: eight terms leave 2e-9.
+#[inline(always)]
+pub(crate) fn softplus<S: Simd>(s: S, x: S::V) -> S::V {
+    // In `max` the second operand survives where it is NaN.
+    let size = s.max(s.sub(s.zero(), x), x);
+    let e = s.exp(s.sub(s.zero(), size));
+    let z = s.div(e, s.add(s.splat(2.0), e));
+    let square = s.mul(z, z);
+    let mut p = s.splat(2.0 / 15.0);
+    for k in [13.0, 11.0, 9.0, 7.0, 5.0, 3.0, 1.0] {
+        p = s.fma(p, square, s.splat(2.0 / k));
+    }
+    s.fma(p, z, s.max(s.zero(), x))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Isa;
     use crate::ops::testing::{assert_near, assert_same_bits, on_every_cpu, values};
 
     #[test]
@@ -118,15 +130,32 @@ mod tests {
         }
     }
 
+    struct Softplus<'a>(&'a mut [f32]);
+
+    impl WithSimd for Softplus<'_> {
+        type Output = ();
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) {
+            for x in self.0.chunks_mut(S::LANES) {
+                s.store_partial(softplus(s, s.load_partial(x)), x);
+            }
+        }
+    }
+
     #[test]
     fn softplus_is_accurate_everywhere() {
-        for i in -4000..4000 {
-            let x = i as f32 * 0.02;
-            let want = f64::from(x).exp().ln_1p();
-            assert_near(&[softplus(x) / want as f32], &[1.0], 3e-7, &format!("softplus({x})"));
+        let x: Vec<f32> = (-4000..4000).map(|i| i as f32 * 0.02).collect();
+        for isa in Isa::available() {
+            let mut y = x.clone();
+            dispatch(isa, Softplus(&mut y));
+            for (x, y) in x.iter().zip(&y) {
+                let want = f64::from(*x).exp().ln_1p();
+                assert_near(&[y / want as f32], &[1.0], 3e-7, &format!("{isa}: softplus({x})"));
+            }
+            let mut edges = [-1e4, 1e30, f32::NEG_INFINITY, f32::INFINITY, f32::NAN];
+            dispatch(isa, Softplus(&mut edges));
+            assert_eq!(edges[..4], [0.0, 1e30, 0.0, f32::INFINITY], "{isa}");
+            assert!(edges[4].is_nan(), "{isa}");
         }
-        assert_eq!(softplus(-1e4), 0.0);
-        assert_eq!(softplus(1e30), 1e30);
-        assert!(softplus(f32::NAN).is_nan());
     }
 }

@@ -47,65 +47,146 @@ pub fn causal_conv1d(
         let (first, from, cols) = (i / across * TILE_ROWS, i % across * TILE_COLS, out.cols());
         let [x, past, weight] = [x, past, weight].map(|m| m.columns(from, cols));
         let bias = bias.map(|b| &b[from..from + cols]);
-        dispatch(isa, Conv { x, first, past, weight, bias, out });
+        dispatch(isa, Tile { conv: Conv { x, past, weight, bias }, first, out });
     });
-    shift_state(x, state);
+    shift_state(x, MatMut::new(state, cols));
 }
 
-/// The last K−1 rows of the old state followed by x.
-fn shift_state(x: MatRef, state: &mut [f32]) {
-    let (rows, cols) = (x.rows(), x.cols());
-    let width = state.len() / cols;
+/// Moves `state` \[K−1, C\] on: the last K−1 rows of itself followed by x.
+pub(crate) fn shift_state(x: MatRef, mut state: MatMut) {
+    let (rows, width) = (x.rows(), state.rows());
     let kept = width.saturating_sub(rows);
-    state.copy_within((width - kept) * cols.., 0);
+    for r in 0..kept {
+        let (mut to, mut from) = state.reborrow().split_rows(r + 1);
+        to.row_mut(r).copy_from_slice(from.row_mut(width - kept - 1));
+    }
     for r in kept..width {
-        state[r * cols..(r + 1) * cols].copy_from_slice(x.row(rows + r - width));
+        state.row_mut(r).copy_from_slice(x.row(rows + r - width));
     }
 }
 
-/// A tile; all operands are cut to its columns.
-struct Conv<'a> {
-    /// All rows.
-    x: MatRef<'a>,
-    /// First row of the tile.
-    first: usize,
-    past: MatRef<'a>,
-    weight: MatRef<'a>,
-    bias: Option<&'a [f32]>,
-    out: MatMut<'a>,
+/// Rows of the state, as wide as the columns that are worked on.
+pub(crate) trait Past: Copy {
+    /// K − 1.
+    fn rows(&self) -> usize;
+    /// Row `r`, oldest first.
+    fn row(&self, r: usize) -> &[f32];
 }
 
-impl<'a> Conv<'a> {
+impl Past for MatRef<'_> {
+    #[inline(always)]
+    fn rows(&self) -> usize {
+        MatRef::rows(*self)
+    }
+    #[inline(always)]
+    fn row(&self, r: usize) -> &[f32] {
+        MatRef::row(*self, r)
+    }
+}
+
+/// Some columns of a state that is written later.
+#[derive(Clone, Copy)]
+pub(crate) struct OwnPast<'a> {
+    pub(crate) matrix: &'a MatMut<'a>,
+    pub(crate) from: usize,
+    pub(crate) cols: usize,
+}
+
+impl Past for OwnPast<'_> {
+    #[inline(always)]
+    fn rows(&self) -> usize {
+        self.matrix.rows()
+    }
+    #[inline(always)]
+    fn row(&self, r: usize) -> &[f32] {
+        &self.matrix.row(r)[self.from..self.from + self.cols]
+    }
+}
+
+/// Some columns of a convolution: all operands are cut to them.
+#[derive(Clone, Copy)]
+pub(crate) struct Conv<'a, P> {
+    /// All rows.
+    pub(crate) x: MatRef<'a>,
+    /// The state before x.
+    pub(crate) past: P,
+    pub(crate) weight: MatRef<'a>,
+    pub(crate) bias: Option<&'a [f32]>,
+}
+
+impl<P: Past> Conv<'_, P> {
     /// The input `K − 1 − k` steps before row `t`.
     #[inline(always)]
-    fn input(&self, t: usize, k: usize) -> &'a [f32] {
+    fn input(&self, t: usize, k: usize) -> &[f32] {
         let past = self.past.rows();
         if t + k < past { self.past.row(t + k) } else { self.x.row(t + k - past) }
     }
+
+    /// The outputs of row `t`.
+    #[inline(always)]
+    fn row<S: Simd>(&self, s: S, t: usize, out: &mut [f32]) {
+        match self.weight.rows() {
+            4 => self.taps::<S, 4>(s, t, out),
+            _ => self.any_taps(s, t, out),
+        }
+    }
+
+    /// [`Self::row`] with a number of taps that is known: sums stay in registers.
+    #[inline(always)]
+    fn taps<S: Simd, const K: usize>(&self, s: S, t: usize, out: &mut [f32]) {
+        let cols = out.len();
+        let inputs: [&[f32]; K] = std::array::from_fn(|k| &self.input(t, k)[..cols]);
+        let weights: [&[f32]; K] = std::array::from_fn(|k| &self.weight.row(k)[..cols]);
+        let whole = cols / S::LANES * S::LANES;
+        for at in (0..whole).step_by(S::LANES) {
+            let mut sum = self.bias.map_or(s.zero(), |bias| s.load(&bias[at..]));
+            for k in 0..K {
+                sum = s.fma(s.load(&weights[k][at..]), s.load(&inputs[k][at..]), sum);
+            }
+            s.store(s.silu(sum), &mut out[at..]);
+        }
+        if whole < cols {
+            let mut sum = self.bias.map_or(s.zero(), |bias| s.load_partial(&bias[whole..]));
+            for k in 0..K {
+                let weight = s.load_partial(&weights[k][whole..]);
+                sum = s.fma(weight, s.load_partial(&inputs[k][whole..]), sum);
+            }
+            s.store_partial(s.silu(sum), &mut out[whole..]);
+        }
+    }
+
+    #[inline(always)]
+    fn any_taps<S: Simd>(&self, s: S, t: usize, out: &mut [f32]) {
+        match self.bias {
+            Some(bias) => out.copy_from_slice(bias),
+            None => out.fill(0.0),
+        }
+        for k in 0..self.weight.rows() {
+            let last = k + 1 == self.weight.rows();
+            let (inputs, weights) = (self.input(t, k), self.weight.row(k));
+            let taps = inputs.chunks(S::LANES).zip(weights.chunks(S::LANES));
+            for ((x, w), out) in taps.zip(out.chunks_mut(S::LANES)) {
+                let sum = s.fma(s.load_partial(w), s.load_partial(x), s.load_partial(out));
+                s.store_partial(if last { s.silu(sum) } else { sum }, out);
+            }
+        }
+    }
 }
 
-impl WithSimd for Conv<'_> {
+/// The outputs of the rows from `first` on.
+pub(crate) struct Tile<'a, P> {
+    pub(crate) conv: Conv<'a, P>,
+    pub(crate) first: usize,
+    pub(crate) out: MatMut<'a>,
+}
+
+impl<P: Past> WithSimd for Tile<'_, P> {
     type Output = ();
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         for t in 0..self.out.rows() {
-            match self.bias {
-                Some(bias) => self.out.row_mut(t).copy_from_slice(bias),
-                None => self.out.row_mut(t).fill(0.0),
-            }
-            for k in 0..self.weight.rows() {
-                let last = k + 1 == self.weight.rows();
-                let taps = self
-                    .input(self.first + t, k)
-                    .chunks(S::LANES)
-                    .zip(self.weight.row(k).chunks(S::LANES));
-                let out = self.out.row_mut(t).chunks_mut(S::LANES);
-                for ((x, w), out) in taps.zip(out) {
-                    let sum = s.fma(s.load_partial(w), s.load_partial(x), s.load_partial(out));
-                    s.store_partial(if last { s.silu(sum) } else { sum }, out);
-                }
-            }
+            self.conv.row(s, self.first + t, self.out.row_mut(t));
         }
     }
 }
@@ -134,7 +215,9 @@ mod tests {
 
     #[test]
     fn agrees_with_the_formula_whole_in_pieces_and_step_by_step() {
-        for (rows, cols, taps) in [(0, 5, 4), (1, 7, 4), (2, 600, 4), (9, 37, 1), (40, 4111, 3)] {
+        for (rows, cols, taps) in
+            [(0, 5, 4), (1, 7, 4), (2, 600, 4), (9, 37, 4), (9, 37, 1), (40, 4111, 3)]
+        {
             let x = values(rows * (cols + 9), 1);
             let x = MatRef::new(&x, cols + 9).columns(4, cols);
             let (w, b, past) =

@@ -9,6 +9,7 @@ pub mod embedding;
 pub mod gemm;
 mod iq4_nl;
 mod kv_cache;
+pub mod mamba_split_conv1d_scan;
 pub mod packed;
 pub mod q8_rows;
 pub mod quantize;
@@ -16,6 +17,8 @@ pub mod rms_norm;
 pub mod selective_state_update;
 pub mod ssd;
 mod ssd_chunk;
+mod ssd_tile;
+pub mod ssm_state;
 #[cfg(test)]
 mod testing;
 mod tile;

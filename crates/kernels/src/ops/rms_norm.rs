@@ -84,15 +84,55 @@ impl WithSimd for Norm<'_> {
                 let (x, w) = (&self.x.row(r)[group.clone()], &self.weight[group.clone()]);
                 let out = &mut self.out.row_mut(r)[group.clone()];
                 if let Some(z) = self.gate {
-                    multiply_silu(s, x, &z.row(r)[group], out);
-                    let scale = inverse_rms(s, out, self.eps);
-                    scale_in_place(s, w, scale, out);
+                    out.copy_from_slice(x);
+                    gate_and_scale(s, out, &z.row(r)[group], w, self.eps);
                 } else {
                     scale_by_weight(s, x, w, inverse_rms(s, x, self.eps), out);
                 }
             }
         }
     }
+}
+
+/// The gated norm of one group of some rows, in place: y becomes the output.
+pub(crate) struct GateInPlace<'a> {
+    pub(crate) y: MatMut<'a>,
+    pub(crate) z: MatRef<'a>,
+    pub(crate) weight: &'a [f32],
+    pub(crate) eps: f32,
+}
+
+impl WithSimd for GateInPlace<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        for r in 0..self.y.rows() {
+            gate_and_scale(s, self.y.row_mut(r), self.z.row(r), self.weight, self.eps);
+        }
+    }
+}
+
+/// One group of a gated norm in place: y becomes the output.
+#[inline(always)]
+fn gate_and_scale<S: Simd>(s: S, y: &mut [f32], z: &[f32], weight: &[f32], eps: f32) {
+    let (len, z) = (y.len(), &z[..y.len()]);
+    let gated = |y: S::V, z: S::V| s.mul(y, s.silu(z));
+    let (mut acc, step) = ([s.zero(); 4], 4 * S::LANES);
+    let whole = len / step * step;
+    for (y, z) in y[..whole].chunks_exact_mut(step).zip(z.chunks_exact(step)) {
+        for i in 0..4 {
+            let u = gated(s.load(&y[i * S::LANES..]), s.load(&z[i * S::LANES..]));
+            s.store(u, &mut y[i * S::LANES..]);
+            acc[i] = s.fma(u, u, acc[i]);
+        }
+    }
+    for (y, z) in y[whole..].chunks_mut(S::LANES).zip(z[whole..].chunks(S::LANES)) {
+        let u = gated(s.load_partial(y), s.load_partial(z));
+        s.store_partial(u, y);
+        acc[0] = s.fma(u, u, acc[0]);
+    }
+    scale_in_place(s, weight, scale_of(s, acc, len, eps), y);
 }
 
 #[inline(always)]
@@ -110,16 +150,14 @@ fn inverse_rms<S: Simd>(s: S, x: &[f32], eps: f32) -> f32 {
         let v = s.load_partial(part);
         acc[0] = s.fma(v, v, acc[0]);
     }
-    let sum = s.sum(s.add(s.add(acc[0], acc[1]), s.add(acc[2], acc[3])));
-    1.0 / (sum / x.len() as f32 + eps).sqrt()
+    scale_of(s, acc, x.len(), eps)
 }
 
+/// `1 / √(mean + eps)` from partial sums of squares.
 #[inline(always)]
-fn multiply_silu<S: Simd>(s: S, y: &[f32], z: &[f32], out: &mut [f32]) {
-    let parts = y.chunks(S::LANES).zip(z.chunks(S::LANES)).zip(out.chunks_mut(S::LANES));
-    for ((y, z), out) in parts {
-        s.store_partial(s.mul(s.load_partial(y), s.silu(s.load_partial(z))), out);
-    }
+fn scale_of<S: Simd>(s: S, acc: [S::V; 4], len: usize, eps: f32) -> f32 {
+    let sum = s.sum(s.add(s.add(acc[0], acc[1]), s.add(acc[2], acc[3])));
+    1.0 / (sum / len as f32 + eps).sqrt()
 }
 
 #[inline(always)]

@@ -11,18 +11,21 @@
 //! differences are f64, their exponentials f32. A chunk of a single token takes the step's
 //! arithmetic, so decoding one token is the same call.
 //!
-//! **Work.** A part is some heads of one group; it goes through the chunks in order with its
-//! states held transposed, \[N, P\], in a scratch, so that every product runs along P in lanes.
+//! **Work.** A part is some heads of one group; it goes through the chunks in order. States are
+//! stored transposed, \[N, P\], so that every product runs along P in lanes and works on them in
+//! place.
 //!
 //! Source: Dao and Gu 2024 (Mamba-2), section 6; `mamba_chunk_scan_combined`.
 
-use crate::Cpu;
 use crate::buffer::{Chunks, MatMut, MatRef};
 use crate::ops::activation::softplus;
-use crate::ops::selective_state_update::step;
-use crate::ops::ssd_chunk::{Chunk, Scratch};
+use crate::ops::selective_state_update::{Step, Token};
+use crate::ops::ssd_chunk::{Buffers, ChunkSizes, Scratch};
+use crate::ops::ssm_state::Stored;
 use crate::simd::{Simd, WithSimd, dispatch};
+use crate::{Cpu, Isa};
 use std::cell::RefCell;
+use std::ops::Range;
 
 /// Sizes and per-head constants of a Mamba-2 layer.
 #[derive(Clone, Copy, Debug)]
@@ -63,6 +66,11 @@ impl SsdParams<'_> {
         self.inner() + 2 * self.n_groups * self.state_size
     }
 
+    /// Columns of B or C: G·N.
+    pub(crate) fn bc_width(&self) -> usize {
+        self.n_groups * self.state_size
+    }
+
     /// Values of the state: H·P·N.
     pub(crate) fn state_len(&self) -> usize {
         self.inner() * self.state_size
@@ -83,19 +91,43 @@ impl SsdParams<'_> {
     pub(crate) fn c<'r>(&self, xbc: &'r [f32], group: usize) -> &'r [f32] {
         self.b(xbc, self.n_groups + group)
     }
+}
 
-    /// Δ of a raw step; NaN stays NaN.
-    pub(crate) fn step_size(&self, head: usize, raw: f32) -> f32 {
-        softplus(raw + self.dt_bias[head]).clamp(self.dt_limit.0, self.dt_limit.1)
+/// Δ of the raw steps `dt` of the heads from `first` on; NaN stays NaN.
+pub(crate) struct StepSizes<'a> {
+    pub(crate) p: &'a SsdParams<'a>,
+    pub(crate) first: usize,
+    pub(crate) dt: &'a [f32],
+    pub(crate) delta: &'a mut [f32],
+}
+
+impl WithSimd for StepSizes<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let Self { p, first, dt, delta } = self;
+        let bias = &p.dt_bias[first..first + dt.len()];
+        let (least, most) = (s.splat(p.dt_limit.0), s.splat(p.dt_limit.1));
+        let parts = dt.chunks(S::LANES).zip(bias.chunks(S::LANES));
+        for ((dt, bias), delta) in parts.zip(delta[..dt.len()].chunks_mut(S::LANES)) {
+            let free = softplus(s, s.add(s.load_partial(dt), s.load_partial(bias)));
+            s.store_partial(s.min(most, s.max(least, free)), delta);
+        }
     }
 }
 
 thread_local! {
-    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static BUFFERS: RefCell<Buffers> = RefCell::default();
+}
+
+/// Calls `f` with the buffers that the thread keeps.
+pub(crate) fn with_buffers<T>(f: impl FnOnce(&mut Buffers) -> T) -> T {
+    BUFFERS.with_borrow_mut(f)
 }
 
 /// Runs T tokens through the recurrence in chunks of at most `chunk`; updates `state`
-/// \[H, P, N\] in place and writes y \[T, H·P\].
+/// \[H, N, P\] in place and writes y \[T, H·P\].
 ///
 /// `xbc` \[T, H·P + 2·G·N\] is x, B and C after convolution and SiLU; `dt` \[T, H\] is raw.
 ///
@@ -122,90 +154,146 @@ pub fn ssd_chunk_scan(
     if xbc.rows() == 0 {
         return;
     }
-    let heads = heads_per_part(p, cpu.pool().threads());
+    let heads = heads_per_part(p, 1, cpu.pool().threads());
     let (isa, operations) = (cpu.isa(), 6 * xbc.rows() * p.state_len());
     let states = Chunks::new(state, heads * p.head_dim * p.state_size);
     let parts = (states, y.column_panels(heads * p.head_dim));
     cpu.pool().for_parts_sized(operations, parts, |i, (state, y)| {
-        SCRATCH.with_borrow_mut(|scratch| {
-            dispatch(isa, Part { p, first: i * heads, heads, xbc, dt, chunk, state, y, scratch });
+        let first = i * heads;
+        let inputs = Convolved { p, group: first / p.heads_per_group(), xbc, dt };
+        with_buffers(|buffers| {
+            Part { p, first, heads, chunk, inputs, state, y, buffers }.run(isa);
         });
     });
 }
 
-/// Whole groups, or equal shares of a group where there are too few groups for the threads.
-/// Shares change who computes Γ, not its bits.
-fn heads_per_part(p: &SsdParams, threads: usize) -> usize {
-    let shares = (2 * threads).div_ceil(p.n_groups);
+/// Heads of a part where `segments` sequences are worked on at once: whole groups, or equal
+/// shares of a group where there are too few groups for the threads. Shares change who computes
+/// Γ, not its bits.
+pub(crate) fn heads_per_part(p: &SsdParams, segments: usize, threads: usize) -> usize {
+    let shares = (2 * threads).div_ceil(p.n_groups * segments);
     let fits = |heads: &usize| p.heads_per_group().is_multiple_of(*heads);
     (1..=p.heads_per_group().div_ceil(shares)).rev().find(fits).unwrap_or(1)
 }
 
-struct Part<'a> {
+/// What a part reads of its sequence.
+pub(crate) trait Inputs {
+    /// Number of tokens.
+    fn len(&self) -> usize;
+    /// Raw steps of the heads `from .. from + heads` at token `t`.
+    fn dt(&self, t: usize, from: usize, heads: usize) -> &[f32];
+    /// Fills B and C of the part's group, \[rows, N\] each.
+    fn fill_group(&self, isa: Isa, rows: Range<usize>, b: &mut [f32], c: &mut [f32]);
+    /// Fills X of a head, \[rows, P\].
+    fn fill_head(&self, isa: Isa, head: usize, rows: Range<usize>, x: MatMut);
+    /// What will be read soon after `head` has worked on `rows`: the same rows of other columns.
+    fn ahead(&self, head: usize, rows: Range<usize>) -> [MatRef<'_>; 2] {
+        let _ = (head, rows);
+        [MatRef::new(&[], 1); 2]
+    }
+    /// Asks for what a chunk begins with, at some of its rows.
+    fn prefetch(&self, isa: Isa, rows: Range<usize>) {
+        let _ = (isa, rows);
+    }
+    /// Goes over the outputs of the part's heads for `rows`, which are complete in `y`.
+    fn finish(&self, isa: Isa, rows: Range<usize>, y: MatMut);
+}
+
+/// Rows of x, B and C that a convolution has written.
+struct Convolved<'a> {
     p: &'a SsdParams<'a>,
-    first: usize,
-    heads: usize,
+    group: usize,
     xbc: MatRef<'a>,
     dt: MatRef<'a>,
-    chunk: usize,
+}
+
+impl Inputs for Convolved<'_> {
+    fn len(&self) -> usize {
+        self.xbc.rows()
+    }
+
+    fn dt(&self, t: usize, from: usize, heads: usize) -> &[f32] {
+        &self.dt.row(t)[from..from + heads]
+    }
+
+    fn fill_group(&self, _: Isa, rows: Range<usize>, b: &mut [f32], c: &mut [f32]) {
+        let n = self.p.state_size;
+        for (t, (b, c)) in rows.zip(b.chunks_exact_mut(n).zip(c.chunks_exact_mut(n))) {
+            b.copy_from_slice(self.p.b(self.xbc.row(t), self.group));
+            c.copy_from_slice(self.p.c(self.xbc.row(t), self.group));
+        }
+    }
+
+    fn fill_head(&self, _: Isa, head: usize, rows: Range<usize>, mut x: MatMut) {
+        let p = self.p.head_dim;
+        for (i, t) in rows.enumerate() {
+            x.row_mut(i).copy_from_slice(&self.xbc.row(t)[head * p..][..p]);
+        }
+    }
+
+    fn finish(&self, _: Isa, _: Range<usize>, _: MatMut) {}
+}
+
+/// Heads of a part that ask for the rows of the next chunk.
+const LAST_HEADS: usize = 4;
+
+/// Some heads of one group of one sequence.
+pub(crate) struct Part<'a, I, E> {
+    pub(crate) p: &'a SsdParams<'a>,
+    pub(crate) first: usize,
+    pub(crate) heads: usize,
+    pub(crate) chunk: usize,
+    pub(crate) inputs: I,
     /// States of the part's heads.
-    state: &'a mut [f32],
+    pub(crate) state: &'a mut [E],
     /// The output columns of the part's heads.
-    y: MatMut<'a>,
-    scratch: &'a mut Vec<f32>,
+    pub(crate) y: MatMut<'a>,
+    pub(crate) buffers: &'a mut Buffers,
 }
 
-impl WithSimd for Part<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(mut self, s: S) {
-        let rows = self.xbc.rows();
-        let single = if self.chunk == 1 { rows } else { usize::from(rows % self.chunk == 1) };
-        let chunked = rows - single;
-        if chunked > 0 {
-            self.chunks(s, chunked);
-        }
-        for t in chunked..rows {
-            self.single(s, t);
-        }
-    }
-}
-
-impl Part<'_> {
-    #[inline(always)]
-    fn chunks<S: Simd>(&mut self, s: S, rows: usize) {
-        let p = self.p;
-        let most = self.chunk.min(rows);
-        let mut scratch = Scratch::new(self.scratch, most, p.head_dim, p.state_size, self.heads);
-        scratch.load_states(self.state);
-        let mut sums = vec![0.0; most];
-        for from in (0..rows).step_by(self.chunk) {
-            let len = self.chunk.min(rows - from);
-            let xbc = self.xbc.rows_at(from, len);
-            let mut chunk = Chunk {
-                p,
-                xbc,
-                dt: self.dt.rows_at(from, len),
-                y: self.y.reborrow().rows_at(from, len),
-                scratch: scratch.reborrow(),
-                sums: &mut sums[..len],
-            };
-            chunk.start_group(s, self.first / p.heads_per_group());
-            for i in 0..self.heads {
-                chunk.head(s, self.first + i, i);
+impl<I: Inputs, E: Stored> Part<'_, I, E> {
+    /// Vector code is entered for each piece of work, not for the whole: it is compiled once
+    /// then, whatever the inputs and the type of the state.
+    pub(crate) fn run(self, isa: Isa) {
+        let Part { p, first, heads, chunk, inputs, state, mut y, buffers } = self;
+        let (len, n, head_dim) = (inputs.len(), p.state_size, p.head_dim);
+        let sizes = ChunkSizes { most: chunk.min(len), heads, head_dim, state_size: n };
+        let (p_stride, heads_stride) = (sizes.p_stride(), sizes.heads_stride());
+        let mut scratch = Scratch::new(buffers, sizes);
+        for from in (0..len).step_by(chunk) {
+            let rows = from..len.min(from + chunk);
+            let num = rows.len();
+            let (b, c) = (&mut scratch.b[..num * n], &mut scratch.c[..num * n]);
+            inputs.fill_group(isa, rows.clone(), b, c);
+            for (t, delta) in rows.clone().zip(scratch.delta.chunks_exact_mut(heads_stride)) {
+                dispatch(isa, StepSizes { p, first, dt: inputs.dt(t, first, heads), delta });
             }
-        }
-        scratch.store_states(self.state);
-    }
-
-    #[inline(always)]
-    fn single<S: Simd>(&mut self, s: S, t: usize) {
-        let (p, row) = (self.p, self.xbc.row(t));
-        let states = self.state.chunks_mut(p.head_dim * p.state_size);
-        for (i, (state, y)) in states.zip(self.y.row_mut(t).chunks_mut(p.head_dim)).enumerate() {
-            let head = self.first + i;
-            step(s, p, head, row, p.step_size(head, self.dt.row(t)[head]), state, y);
+            if num > 1 {
+                scratch.start_group(isa, num);
+            }
+            for (i, state) in state.chunks_exact_mut(head_dim * n).enumerate() {
+                let head = first + i;
+                let x = MatMut::new(&mut scratch.x[..num * p_stride], p_stride);
+                inputs.fill_head(isa, head, rows.clone(), x.columns(0, head_dim));
+                let mut y = y.reborrow().rows_at(from, num).columns(i * head_dim, head_dim);
+                if num > 1 {
+                    // The last heads ask for the next chunk: soon enough, and not too soon for the
+                    // caches.
+                    let (ask, left) = (LAST_HEADS.min(heads), heads - i);
+                    if left <= ask {
+                        let next = |left: usize| len.min(rows.end + (ask - left) * chunk / ask);
+                        inputs.prefetch(isa, next(left)..next(left - 1));
+                    }
+                    let ahead = inputs.ahead(head, rows.clone());
+                    scratch.head(isa, i, (p.a[head], p.d[head]), state, y, ahead);
+                } else {
+                    let (delta, x) = (scratch.delta[i], &scratch.x[..head_dim]);
+                    let (b, c) = (&*scratch.b, &*scratch.c);
+                    let token = Token { a: p.a[head], d: p.d[head], delta, x, b, c };
+                    dispatch(isa, Step { token, state, y: y.row_mut(0) });
+                }
+            }
+            inputs.finish(isa, rows, y.reborrow().rows_at(from, num));
         }
     }
 }

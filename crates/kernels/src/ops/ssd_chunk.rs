@@ -1,202 +1,353 @@
 //! One chunk of [`crate::ops::ssd`]: the products of its formulas over a scratch.
 //!
-//! Every buffer's rows are padded to whole vectors of 16 with zeros or ignored values; lanes never
-//! mix columns, so padding does not reach a result.
+//! The caller fills B and C of a group, then X of one head after the other. Rows of every buffer
+//! are padded to whole vectors of 16 with ignored values; lanes never mix columns, so padding
+//! does not reach a result.
 
+use crate::Isa;
 use crate::buffer::{MatMut, MatRef};
-use crate::ops::ssd::SsdParams;
-use crate::ops::tile::{Tiled, accumulate, cover};
-use crate::simd::Simd;
+use crate::ops::ssd_tile::{KMajor, RowMajor, Tiled, accumulate, cover};
+use crate::ops::ssm_state::Stored;
+use crate::simd::{Simd, WithSimd, dispatch};
 
 /// Columns of a padded row are a multiple of this: the widest vector.
-const PAD: usize = 16;
+pub(crate) const PAD: usize = 16;
 
-/// The buffers of a part; Q is the longest chunk, P and Q as columns are padded.
+/// Values in a cache line.
+const LINE: usize = 16;
+
+/// Asks for some rows.
+pub(crate) struct Prefetch<'a>(pub(crate) MatRef<'a>);
+
+impl WithSimd for Prefetch<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for r in 0..self.0.rows() {
+            let columns = self.0.row(r);
+            for at in (0..columns.len()).step_by(LINE) {
+                s.prefetch(&columns[at..]);
+            }
+        }
+    }
+}
+
+/// Memory that a thread keeps for its chunks.
+#[derive(Default)]
+pub(crate) struct Buffers {
+    floats: Vec<f32>,
+    sums: Vec<f64>,
+}
+
+/// Sizes of a scratch.
+#[derive(Clone, Copy)]
+pub(crate) struct ChunkSizes {
+    /// Q: the most tokens of a chunk.
+    pub(crate) most: usize,
+    /// Heads whose Δ are kept.
+    pub(crate) heads: usize,
+    /// P.
+    pub(crate) head_dim: usize,
+    /// N.
+    pub(crate) state_size: usize,
+}
+
+impl ChunkSizes {
+    /// Padded P.
+    pub(crate) fn p_stride(&self) -> usize {
+        self.head_dim.next_multiple_of(PAD)
+    }
+
+    /// Padded Q.
+    fn q_stride(&self) -> usize {
+        self.most.next_multiple_of(PAD)
+    }
+
+    /// Padded heads.
+    pub(crate) fn heads_stride(&self) -> usize {
+        self.heads.next_multiple_of(PAD)
+    }
+}
+
+/// The buffers of a chunk; P, Q and heads as columns are padded.
 pub(crate) struct Scratch<'a> {
+    sizes: ChunkSizes,
+    /// B, \[Q, N\].
+    pub(crate) b: &'a mut [f32],
     /// C, \[Q, N\].
-    c: &'a mut [f32],
-    /// Bᵀ, \[N, Q\].
-    b: &'a mut [f32],
-    /// Γ, \[Q, Q\].
+    pub(crate) c: &'a mut [f32],
+    /// Δ, \[Q, heads\].
+    pub(crate) delta: &'a mut [f32],
+    /// X of a head, \[Q, P\].
+    pub(crate) x: &'a mut [f32],
+    /// Cᵀ, \[N, Q\].
+    ct: &'a mut [f32],
+    /// Γᵀ, \[Q, Q\].
     gamma: &'a mut [f32],
-    /// M of a head, \[Q, Q\].
+    /// Mᵀ of a head, \[Q, Q\].
     m: &'a mut [f32],
     /// U of a head, \[Q, P\].
     u: &'a mut [f32],
-    /// Transposed states, \[heads, N, P\].
-    states: &'a mut [f32],
-    head_dim: usize,
-    state_size: usize,
-    /// Padded P.
-    p_stride: usize,
-    /// Padded Q.
-    q_stride: usize,
+    /// e^s of a head, \[Q\].
+    decay: &'a mut [f32],
+    /// e^{s_Q − s} of a head, \[Q\].
+    rest: &'a mut [f32],
+    /// e^{s − s_r} beyond a block of rows of Mᵀ, \[Q\].
+    far: &'a mut [f32],
+    /// The state of a head, \[N, P\], where it cannot be worked on in place.
+    state: &'a mut [f32],
+    /// s of a head, \[Q\].
+    sums: &'a mut [f64],
 }
 
 impl<'a> Scratch<'a> {
-    /// Buffers for chunks of `most` tokens and `heads` heads, from a vector that is kept.
-    pub(crate) fn new(
-        buffer: &'a mut Vec<f32>,
-        most: usize,
-        head_dim: usize,
-        state_size: usize,
-        heads: usize,
-    ) -> Self {
-        let (p, q) = (head_dim.next_multiple_of(PAD), most.next_multiple_of(PAD));
-        let n = state_size;
-        let sizes = [most * n, n * q, most * q, most * q, most * p, heads * n * p];
-        let total = sizes.iter().sum();
-        if buffer.len() < total {
-            buffer.resize(total, 0.0);
+    /// Buffers of these sizes, from memory that is kept.
+    pub(crate) fn new(buffers: &'a mut Buffers, sizes: ChunkSizes) -> Self {
+        let ChunkSizes { most, state_size: n, .. } = sizes;
+        let (p, q, h) = (sizes.p_stride(), sizes.q_stride(), sizes.heads_stride());
+        let lens = [
+            most * n,
+            most * n,
+            most * h,
+            most * p,
+            n * q,
+            most * q,
+            most * q,
+            most * p,
+            q,
+            q,
+            q,
+            n * p,
+        ];
+        let total = lens.iter().sum();
+        if buffers.floats.len() < total {
+            buffers.floats.resize(total, 0.0);
         }
-        let mut rest = &mut buffer[..total];
-        let [c, b, gamma, m, u, states] = sizes.map(|len| rest.split_off_mut(..len).expect("sum"));
-        Self { c, b, gamma, m, u, states, head_dim, state_size, p_stride: p, q_stride: q }
+        if buffers.sums.len() < q {
+            buffers.sums.resize(q, 0.0);
+        }
+        let mut left = &mut buffers.floats[..total];
+        let [b, c, delta, x, ct, gamma, m, u, decay, rest, far, state] =
+            lens.map(|len| left.split_off_mut(..len).expect("the sum of the lengths"));
+        let sums = &mut buffers.sums[..q];
+        Self { sizes, b, c, delta, x, ct, gamma, m, u, decay, rest, far, state, sums }
     }
 
-    /// The same buffers for a shorter time.
-    pub(crate) fn reborrow(&mut self) -> Scratch<'_> {
-        Scratch {
-            c: self.c,
-            b: self.b,
-            gamma: self.gamma,
-            m: self.m,
-            u: self.u,
-            states: self.states,
-            ..*self
-        }
+    /// Γ of a group whose first `rows` rows of B and C are filled.
+    pub(crate) fn start_group(&mut self, isa: Isa, rows: usize) {
+        dispatch(isa, Group { scratch: self, rows });
     }
 
-    /// Takes the states \[heads, P, N\], transposed.
+    /// The outputs and the new state of a head whose X is filled; its Δ are column `slot`. The
+    /// rows of `ahead` are asked for on the way.
+    pub(crate) fn head<E: Stored>(
+        &mut self,
+        isa: Isa,
+        slot: usize,
+        (a, d): (f32, f32),
+        state: &mut [E],
+        y: MatMut,
+        ahead: [MatRef; 2],
+    ) {
+        let rows = y.rows();
+        let (p, stride) = (self.sizes.head_dim, self.sizes.p_stride());
+        if p == stride && E::as_f32(state).is_some() {
+            let state = E::as_f32(state).expect("f32, as tested");
+            return dispatch(isa, Head { scratch: self, rows, slot, a, d, state, y, ahead });
+        }
+        let padded = std::mem::take(&mut self.state);
+        for (to, from) in padded.chunks_exact_mut(stride).zip(state.chunks_exact(p)) {
+            to.iter_mut().zip(from).for_each(|(to, from)| *to = from.widen());
+        }
+        dispatch(isa, Head { scratch: self, rows, slot, a, d, state: padded, y, ahead });
+        dispatch(isa, Round { padded, stride, state, p });
+        self.state = padded;
+    }
+}
+
+/// Γᵀ of a group: what its upper triangle needs.
+struct Group<'s, 'a> {
+    scratch: &'s mut Scratch<'a>,
+    rows: usize,
+}
+
+impl WithSimd for Group<'_, '_> {
+    type Output = ();
+
     #[inline(always)]
-    pub(crate) fn load_states(&mut self, states: &[f32]) {
-        let (n, p) = (self.state_size, self.p_stride);
-        let heads = states.chunks(self.head_dim * n).zip(self.states.chunks_mut(n * p));
-        for (state, to) in heads {
-            to.fill(0.0);
-            for (i, row) in state.chunks(n).enumerate() {
-                for (j, v) in row.iter().enumerate() {
-                    to[j * p + i] = *v;
+    fn run<S: Simd>(self, s: S) {
+        let Self { scratch, rows } = self;
+        let (n, stride) = (scratch.sizes.state_size, scratch.sizes.q_stride());
+        // Transposed a block at a time: its rows and columns stay in the first cache.
+        for from in (0..rows).step_by(PAD) {
+            let num = PAD.min(rows - from);
+            for (j, to) in scratch.ct.chunks_exact_mut(stride).enumerate() {
+                for (t, to) in to[from..from + num].iter_mut().enumerate() {
+                    *to = scratch.c[(from + t) * n + j];
                 }
             }
         }
-    }
-
-    /// Gives the states back.
-    #[inline(always)]
-    pub(crate) fn store_states(&self, states: &mut [f32]) {
-        let (n, p) = (self.state_size, self.p_stride);
-        for (state, from) in states.chunks_mut(self.head_dim * n).zip(self.states.chunks(n * p)) {
-            for (i, row) in state.chunks_mut(n).enumerate() {
-                for (j, v) in row.iter_mut().enumerate() {
-                    *v = from[j * p + i];
-                }
-            }
+        for from in (0..rows).step_by(PAD) {
+            // Row j needs the columns from j on.
+            let (ct, gamma) = (&scratch.ct[from..], &mut scratch.gamma[from..]);
+            let mut product = Gamma { b: scratch.b, ct, gamma, n, stride };
+            let vectors = (rows - from).div_ceil(S::LANES);
+            cover(s, &mut product, from..rows.min(from + PAD), vectors);
         }
     }
 }
 
-/// A chunk and what its heads write.
-pub(crate) struct Chunk<'a> {
-    pub(crate) p: &'a SsdParams<'a>,
-    /// The chunk's rows.
-    pub(crate) xbc: MatRef<'a>,
-    /// The chunk's rows.
-    pub(crate) dt: MatRef<'a>,
-    /// The chunk's rows, the columns of the part's heads.
-    pub(crate) y: MatMut<'a>,
-    pub(crate) scratch: Scratch<'a>,
-    /// s of a head, \[Q\].
-    pub(crate) sums: &'a mut [f64],
+/// A padded state, stored.
+struct Round<'a, E> {
+    padded: &'a [f32],
+    stride: usize,
+    state: &'a mut [E],
+    p: usize,
 }
 
-impl Chunk<'_> {
-    /// Copies C and Bᵀ of a group and computes Γ.
-    #[inline(always)]
-    pub(crate) fn start_group<S: Simd>(&mut self, s: S, group: usize) {
-        let (n, q) = (self.p.state_size, self.scratch.q_stride);
-        for t in 0..self.xbc.rows() {
-            let row = self.xbc.row(t);
-            self.scratch.c[t * n..(t + 1) * n].copy_from_slice(self.p.c(row, group));
-            for (b, v) in self.scratch.b.chunks_mut(q).zip(self.p.b(row, group)) {
-                b[t] = *v;
-            }
-        }
-        let Scratch { c, b, gamma, .. } = self.scratch.reborrow();
-        let vectors = self.xbc.rows().div_ceil(S::LANES);
-        cover(s, &mut Gamma { c, b, gamma, n, stride: q }, 0..self.xbc.rows(), vectors);
-    }
+impl<E: Stored> WithSimd for Round<'_, E> {
+    type Output = ();
 
-    /// The outputs and the new state of `head`, whose state is the scratch's `slot`.
     #[inline(always)]
-    pub(crate) fn head<S: Simd>(&mut self, s: S, head: usize, slot: usize) {
-        let (rows, d) = (self.xbc.rows(), self.p.d[head]);
-        let (n, stride) = (self.p.state_size, self.scratch.p_stride);
-        let vectors = self.p.head_dim.div_ceil(S::LANES);
-        self.inputs(s, head);
+    fn run<S: Simd>(self, s: S) {
+        let rows = self.state.chunks_exact_mut(self.p).zip(self.padded.chunks_exact(self.stride));
+        for (to, from) in rows {
+            let mut parts = to.chunks_exact_mut(S::LANES);
+            for (to, from) in parts.by_ref().zip(from.chunks_exact(S::LANES)) {
+                E::store(s, s.load(from), to);
+            }
+            let last = parts.into_remainder();
+            let from = &from[self.p - last.len()..];
+            last.iter_mut().zip(from).for_each(|(to, from)| *to = E::round(*from));
+        }
+    }
+}
+
+/// One head of a chunk.
+struct Head<'s, 'a> {
+    scratch: &'s mut Scratch<'a>,
+    rows: usize,
+    slot: usize,
+    a: f32,
+    d: f32,
+    /// \[N, P\], P padded.
+    state: &'s mut [f32],
+    y: MatMut<'s>,
+    ahead: [MatRef<'s>; 2],
+}
+
+impl WithSimd for Head<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        self.inputs(s);
         self.mask(s);
-        let p = self.p.head_dim;
-        let Scratch { c, b, m, u, states, q_stride, .. } = self.scratch.reborrow();
-        let state = &mut states[slot * n * stride..][..n * stride];
-        let (x, y) = (self.xbc.columns(head * p, p), self.y.reborrow().columns(slot * p, p));
-        let sums = &*self.sums;
-        let mut outputs = Outputs { c, m, u, state, x, y, d, sums, n, stride, q_stride };
-        cover(s, &mut outputs, 0..rows, vectors);
-        let last = sums[rows - 1];
-        for (row, sum) in u.chunks_mut(stride).zip(sums) {
-            let weight = exp(s, last - sum);
-            row.iter_mut().for_each(|u| *u *= weight);
-        }
-        let decay = exp(s, last);
-        let mut update = StateUpdate { b, u, state, decay, rows, stride, q_stride };
-        cover(s, &mut update, 0..n, vectors);
+        self.products(s);
     }
+}
 
-    /// s and U of a head.
+impl Head<'_, '_> {
+    /// s, its exponentials and U.
     #[inline(always)]
-    fn inputs<S: Simd>(&mut self, s: S, head: usize) {
-        let (p, mut sum) = (self.p, 0.0);
-        for t in 0..self.xbc.rows() {
-            let delta = p.step_size(head, self.dt.row(t)[head]);
-            sum += f64::from(delta) * f64::from(p.a[head]);
-            self.sums[t] = sum;
-            let x = self.xbc.row(t)[head * p.head_dim..][..p.head_dim].chunks(S::LANES);
-            let u = self.scratch.u[t * self.scratch.p_stride..].chunks_mut(S::LANES);
-            for (x, u) in x.zip(u) {
-                s.store(s.mul(s.splat(delta), s.load_partial(x)), u);
+    fn inputs<S: Simd>(&mut self, s: S) {
+        let (sizes, rows) = (self.scratch.sizes, self.rows);
+        let (p, h) = (sizes.p_stride(), sizes.heads_stride());
+        let Scratch { delta, sums, x, u, decay, rest, .. } = &mut *self.scratch;
+        let mut sum = 0.0;
+        let lines = x.chunks_exact(p).zip(u.chunks_exact_mut(p));
+        for (t, (x, u)) in lines.take(rows).enumerate() {
+            let delta = delta[t * h + self.slot];
+            sum += f64::from(delta) * f64::from(self.a);
+            sums[t] = sum;
+            let delta = s.splat(delta);
+            for (x, u) in x.chunks_exact(S::LANES).zip(u.chunks_exact_mut(S::LANES)) {
+                s.store(s.mul(delta, s.load(x)), u);
             }
         }
+        for (own, (decay, rest)) in sums[..rows].iter().zip(decay.iter_mut().zip(rest.iter_mut())) {
+            *decay = *own as f32;
+            *rest = (sum - own) as f32;
+        }
+        let padded = rows.next_multiple_of(S::LANES);
+        exp_all(s, &mut decay[..padded]);
+        exp_all(s, &mut rest[..padded]);
     }
 
-    /// M of a head: the lower triangle of Γ with decay, and zeros above.
+    /// Mᵀ: the upper triangle of Γᵀ with decay, and zeros below it up to a block's end.
+    ///
+    /// In a block of rows the columns beyond it take `e^{s_i − s_r} · e^{s_r − s_j}`, r the last
+    /// row of the block: both exponents are ≤ 0, and a block has one vector of the one and one
+    /// row of the other instead of a square of exponentials.
     #[inline(always)]
     fn mask<S: Simd>(&mut self, s: S) {
-        let stride = self.scratch.q_stride;
-        let rows = self.scratch.m.chunks_mut(stride).zip(self.scratch.gamma.chunks(stride));
-        for (i, (m, gamma)) in rows.take(self.xbc.rows()).enumerate() {
-            for (m, sum) in m.iter_mut().zip(&self.sums[..=i]) {
-                *m = (self.sums[i] - sum) as f32;
+        let (stride, rows) = (self.scratch.sizes.q_stride(), self.rows);
+        let Scratch { m, gamma, sums, far, .. } = &mut *self.scratch;
+        for from in (0..rows).step_by(PAD) {
+            let (end, next) = (rows.min(from + PAD), from + PAD);
+            let last = sums[end - 1];
+            let mut near = [0.0; PAD];
+            near.iter_mut().zip(&sums[from..end]).for_each(|(v, own)| *v = (last - own) as f32);
+            exp_all(s, &mut near);
+            if next < rows {
+                let beyond = next..rows.next_multiple_of(PAD);
+                let far = &mut far[beyond.clone()];
+                far.iter_mut().zip(&sums[beyond]).for_each(|(v, sum)| *v = (sum - last) as f32);
+                exp_all(s, far);
             }
-            m[i + 1..].fill(f32::NEG_INFINITY);
-            let parts = m.chunks_mut(S::LANES).zip(gamma.chunks(S::LANES));
-            for (m, gamma) in parts.take(i / S::LANES + 1) {
-                s.store(s.mul(s.exp(s.load(m)), s.load(gamma)), m);
+            for j in from..end {
+                let (m, gamma) = (&mut m[j * stride..][..stride], &gamma[j * stride..][..stride]);
+                let (inside, own) = (&mut m[from..next], sums[j]);
+                inside.iter_mut().zip(&sums[from..next]).for_each(|(v, s)| *v = (s - own) as f32);
+                inside[..j - from].fill(f32::NEG_INFINITY);
+                exp_all(s, inside);
+                for at in (from..next).step_by(S::LANES) {
+                    s.store(s.mul(s.load(&m[at..]), s.load(&gamma[at..])), &mut m[at..]);
+                }
+                let near = s.splat(near[j - from]);
+                for at in (next..rows).step_by(S::LANES) {
+                    let decay = s.mul(near, s.load(&far[at..]));
+                    s.store(s.mul(decay, s.load(&gamma[at..])), &mut m[at..]);
+                }
             }
-            m[i + 1..].fill(0.0);
         }
+    }
+
+    /// Y and the new state.
+    #[inline(always)]
+    fn products<S: Simd>(&mut self, s: S) {
+        let (sizes, rows) = (self.scratch.sizes, self.rows);
+        let (n, stride, q_stride) = (sizes.state_size, sizes.p_stride(), sizes.q_stride());
+        let vectors = sizes.head_dim.div_ceil(S::LANES);
+        let Scratch { b, ct, m, u, x, decay, rest, .. } = &mut *self.scratch;
+        let (y, state, d, ahead) = (self.y.reborrow(), &*self.state, self.d, self.ahead);
+        let (c, m) = (KMajor(ct, q_stride), KMajor(m, q_stride));
+        let mut outputs = Outputs { c, m, u, state, x, y, d, decay, n, stride, ahead };
+        cover(s, &mut outputs, 0..rows, vectors);
+        for (row, rest) in u.chunks_exact_mut(stride).zip(&rest[..rows]) {
+            for u in row.chunks_exact_mut(S::LANES) {
+                s.store(s.mul(s.splat(*rest), s.load(u)), u);
+            }
+        }
+        let (state, decay) = (&mut *self.state, decay[rows - 1]);
+        let mut update = StateUpdate { b: KMajor(b, n), u, state, decay, rows, stride };
+        cover(s, &mut update, 0..n, vectors);
     }
 }
 
-/// `e^x` with the bits of the vector form.
+/// `v ← e^v`, whole vectors.
 #[inline(always)]
-fn exp<S: Simd>(s: S, x: f64) -> f32 {
-    s.max_lane(s.exp(s.splat(x as f32)))
+fn exp_all<S: Simd>(s: S, values: &mut [f32]) {
+    for v in values.chunks_exact_mut(S::LANES) {
+        s.store(s.exp(s.load(v)), v);
+    }
 }
 
-/// Γ = C Bᵀ.
+/// Γᵀ = B Cᵀ; operands and output begin at the first column.
 struct Gamma<'a> {
-    c: &'a [f32],
     b: &'a [f32],
+    ct: &'a [f32],
     gamma: &'a mut [f32],
     n: usize,
     stride: usize,
@@ -205,8 +356,8 @@ struct Gamma<'a> {
 impl Tiled for Gamma<'_> {
     #[inline(always)]
     fn tile<S: Simd, const R: usize, const V: usize>(&mut self, s: S, row: usize, col: usize) {
-        let c: [&[f32]; R] = std::array::from_fn(|r| &self.c[(row + r) * self.n..][..self.n]);
-        let acc = accumulate(s, [[s.zero(); V]; R], c, &self.b[col..], self.stride);
+        let (b, c) = ((RowMajor(self.b, self.n), row), (&self.ct[col..], self.stride));
+        let acc = accumulate(s, [[s.zero(); V]; R], b, c, self.n);
         for r in 0..R {
             let out = &mut self.gamma[(row + r) * self.stride + col..][..V * S::LANES];
             for v in 0..V {
@@ -218,40 +369,48 @@ impl Tiled for Gamma<'_> {
 
 /// Y = diag(e^s) C S_inᵀ + d X + M U.
 struct Outputs<'a> {
-    c: &'a [f32],
-    m: &'a [f32],
+    c: KMajor<'a>,
+    m: KMajor<'a>,
     u: &'a [f32],
     state: &'a [f32],
-    x: MatRef<'a>,
+    x: &'a [f32],
     y: MatMut<'a>,
     d: f32,
-    sums: &'a [f64],
+    decay: &'a [f32],
     n: usize,
     stride: usize,
-    q_stride: usize,
+    ahead: [MatRef<'a>; 2],
 }
 
 impl Tiled for Outputs<'_> {
     #[inline(always)]
     fn tile<S: Simd, const R: usize, const V: usize>(&mut self, s: S, row: usize, col: usize) {
-        let c: [&[f32]; R] = std::array::from_fn(|r| &self.c[(row + r) * self.n..][..self.n]);
-        let mut acc = accumulate(s, [[s.zero(); V]; R], c, &self.state[col..], self.stride);
+        for matrix in self.ahead {
+            let end = matrix.rows().min(row + R);
+            for r in row..end.max(row) {
+                let columns = matrix.row(r);
+                for at in (col..columns.len().min(col + V * S::LANES)).step_by(LINE) {
+                    s.prefetch(&columns[at..]);
+                }
+            }
+        }
+        let state = (&self.state[col..], self.stride);
+        let mut acc = accumulate(s, [[s.zero(); V]; R], (self.c, row), state, self.n);
         for r in 0..R {
-            let decay = s.splat(exp(s, self.sums[row + r]));
-            let x = self.x.row(row + r);
+            let decay = s.splat(self.decay[row + r]);
+            let x = &self.x[(row + r) * self.stride + col..][..V * S::LANES];
             for v in 0..V {
-                let x = s.load_partial(&x[col + v * S::LANES..]);
+                let x = s.load(&x[v * S::LANES..]);
                 acc[r][v] = s.fma(acc[r][v], decay, s.mul(s.splat(self.d), x));
             }
         }
-        // Above the diagonal of the tile's last row M is zero.
-        let m: [&[f32]; R] =
-            std::array::from_fn(|r| &self.m[(row + r) * self.q_stride..][..row + R]);
-        let acc = accumulate(s, acc, m, &self.u[col..], self.stride);
+        // Beyond the diagonal of the tile's last row M is zero.
+        let acc = accumulate(s, acc, (self.m, row), (&self.u[col..], self.stride), row + R);
         for r in 0..R {
-            let y = self.y.row_mut(row + r);
+            let y = &mut self.y.row_mut(row + r)[col..];
             for v in 0..V {
-                s.store_partial(acc[r][v], &mut y[col + v * S::LANES..]);
+                let y = &mut y[v * S::LANES..];
+                s.store_partial(acc[r][v], y);
             }
         }
     }
@@ -259,13 +418,12 @@ impl Tiled for Outputs<'_> {
 
 /// Sᵀ ← e^{s_Q} Sᵀ + Bᵀ U, U with its weights.
 struct StateUpdate<'a> {
-    b: &'a [f32],
+    b: KMajor<'a>,
     u: &'a [f32],
     state: &'a mut [f32],
     decay: f32,
     rows: usize,
     stride: usize,
-    q_stride: usize,
 }
 
 impl Tiled for StateUpdate<'_> {
@@ -278,9 +436,8 @@ impl Tiled for StateUpdate<'_> {
                 acc[r][v] = s.mul(s.splat(self.decay), s.load(&old[v * S::LANES..]));
             }
         }
-        let b: [&[f32]; R] =
-            std::array::from_fn(|r| &self.b[(row + r) * self.q_stride..][..self.rows]);
-        let acc = accumulate(s, acc, b, &self.u[col..], self.stride);
+        let u = (&self.u[col..], self.stride);
+        let acc = accumulate(s, acc, (self.b, row), u, self.rows);
         for r in 0..R {
             let new = &mut self.state[(row + r) * self.stride + col..][..V * S::LANES];
             for v in 0..V {

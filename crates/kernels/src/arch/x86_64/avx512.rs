@@ -100,6 +100,27 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         }
     }
     #[inline(always)]
+    fn store_bf16(self, v: __m512, s: &mut [u16]) {
+        assert!(s.len() >= 16);
+        // SAFETY: the token proves the features; 16 values of 2 bytes are in bounds.
+        unsafe {
+            let bits = _mm512_castps_si512(v);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let up = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+            let rounded = _mm512_add_epi32(bits, up);
+            let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x40_0000));
+            let chosen = _mm512_mask_blend_epi32(nan, rounded, quiet);
+            let half = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(chosen));
+            _mm256_storeu_si256(s.as_mut_ptr().cast(), half);
+        }
+    }
+    #[inline(always)]
+    fn prefetch(self, s: &[f32]) {
+        // SAFETY: a prefetch reads nothing and faults nowhere.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(s.as_ptr().cast()) }
+    }
+    #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {
         // SAFETY: the token proves the features.
         unsafe { _mm512_add_ps(a, b) }
@@ -151,6 +172,11 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             let biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
             _mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased))
         }
+    }
+    #[inline(always)]
+    fn scale(self, a: __m512, n: __m512) -> __m512 {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_scalef_ps(a, n) }
     }
     #[inline(always)]
     fn sum(self, a: __m512) -> f32 {
