@@ -47,21 +47,15 @@ pub(crate) fn forward(
     let wide = MatRef::new(wide, rows);
     let conv = sized(&mut act.conv, tokens * conv_dim);
     let y = sized(&mut act.mix, tokens * inner);
-    let params = SsdParams {
-        num_heads: m.num_heads,
-        head_dim: m.head_dim,
-        n_groups: m.n_groups,
-        state_size: m.state_size,
-        a: &w.a,
-        d: &w.d,
-        dt_bias: &w.dt_bias,
-        dt_limit: pass.dt_limit,
-    };
+    let params = ssd_params(m, w, pass.dt_limit);
     for (segment, state) in pass.batch.segments().iter().zip(states) {
+        let rows = wide.rows_at(segment.start, segment.len);
+        if segment.draft {
+            state.save(layer, rows.columns(inner, conv_dim + m.num_heads));
+        }
         let LayerState::Mamba2(state) = state.layer_mut(layer) else {
             unreachable!("states are made from the same config")
         };
-        let rows = wide.rows_at(segment.start, segment.len);
         let at = |width: usize| segment.start * width..(segment.start + segment.len) * width;
         let conv = &mut conv[at(conv_dim)];
         causal_conv1d(
@@ -77,7 +71,7 @@ pub(crate) fn forward(
             &params,
             MatRef::new(conv, conv_dim),
             rows.columns(inner + conv_dim, m.num_heads),
-            SCAN_CHUNK,
+            if segment.draft { 1 } else { SCAN_CHUNK },
             &mut state.ssm,
             MatMut::new(&mut y[at(inner)], inner),
         );
@@ -96,4 +90,22 @@ pub(crate) fn forward(
     let hidden = w.out_proj.rows();
     let out = MatMut::new(sized(&mut act.out, tokens * hidden), hidden);
     gemm(cpu, MatRef::new(gated, inner), w.out_proj.view(), out);
+}
+
+/// The layer's sizes and constants as the scan takes them.
+pub(crate) fn ssd_params<'a>(
+    m: &Mamba2Config,
+    w: &'a Mamba2Weights,
+    dt_limit: (f32, f32),
+) -> SsdParams<'a> {
+    SsdParams {
+        num_heads: m.num_heads,
+        head_dim: m.head_dim,
+        n_groups: m.n_groups,
+        state_size: m.state_size,
+        a: &w.a,
+        d: &w.d,
+        dt_bias: &w.dt_bias,
+        dt_limit,
+    }
 }

@@ -5,6 +5,7 @@
 //! f32. Cloning gives an independent snapshot.
 
 use crate::config::Config;
+use crate::draft::Draft;
 use crate::layer::{LayerConfig, Mamba2Config};
 use hybra_kernels::ops::attention::{KvCache, KvDtype};
 
@@ -40,8 +41,9 @@ impl Mamba2State {
 /// State of one sequence.
 #[derive(Clone)]
 pub struct SequenceState {
-    layers: Vec<LayerState>,
-    len: usize,
+    pub(crate) layers: Vec<LayerState>,
+    pub(crate) len: usize,
+    pub(crate) draft: Draft,
 }
 
 impl SequenceState {
@@ -55,7 +57,8 @@ impl SequenceState {
             }
             LayerConfig::Mlp(_) => LayerState::Mlp,
         };
-        Self { layers: config.layers.iter().map(layer).collect(), len: 0 }
+        let layers = config.layers.iter().map(layer).collect();
+        Self { layers, len: 0, draft: Draft::default() }
     }
 
     /// Tokens read so far.
@@ -76,7 +79,8 @@ impl SequenceState {
         &self.layers
     }
 
-    /// Bytes held: constant for Mamba layers, growing in blocks of positions for attention.
+    /// Bytes held: constant for Mamba layers (and for their copies, once a draft was read), growing
+    /// in blocks of positions for attention.
     #[must_use]
     pub fn bytes(&self) -> usize {
         let layer = |layer: &LayerState| match layer {
@@ -84,7 +88,7 @@ impl SequenceState {
             LayerState::Attention(cache) => cache.bytes(),
             LayerState::Mlp => 0,
         };
-        self.layers.iter().map(layer).sum()
+        self.layers.iter().map(layer).sum::<usize>() + self.draft.bytes()
     }
 
     pub(crate) fn layer_mut(&mut self, layer: usize) -> &mut LayerState {
