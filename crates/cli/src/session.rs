@@ -3,7 +3,6 @@
 //! Here the crates meet: the tokenizer's tables become the engine's, and a switch for thinking
 //! becomes a prompt in the template's own form.
 
-use crate::options::KvDtypeArg;
 use crate::source::{self, GenerationDefaults, Source};
 use anyhow::{Context, Result, bail};
 use hybra_engine::{
@@ -11,6 +10,7 @@ use hybra_engine::{
     ThinkingParams, ThinkingVocab, TokenTable,
 };
 use hybra_kernels::Cpu;
+use hybra_kernels::ops::attention::KvDtype;
 use hybra_tokenizer::{
     ChatRequest, ForcedClose, Message, PromptThinking, Rendered, ThinkTags, Tokenizer,
 };
@@ -19,6 +19,15 @@ use std::sync::Arc;
 
 /// What opens a tool call in the family's format.
 const TOOL_OPEN: &str = "<TOOLCALL>[";
+
+/// What an engine is set to from the command line.
+pub(crate) struct Limits {
+    pub(crate) kv_dtype: KvDtype,
+    /// Most tokens of prompt and output; `None`: the model's.
+    pub(crate) context: Option<usize>,
+    /// Most tokens guessed in a step.
+    pub(crate) num_speculative_tokens: usize,
+}
 
 /// A model ready to generate.
 pub(crate) struct Session {
@@ -63,18 +72,16 @@ impl TokenTable for Table {
 
 impl Session {
     /// Loads the model behind `name` (see [`source::resolve`]).
-    pub(crate) fn open(
-        model: Option<&str>,
-        cpu: Cpu,
-        kv_dtype: KvDtypeArg,
-        context: Option<usize>,
-    ) -> Result<Self> {
+    pub(crate) fn open(model: Option<&str>, cpu: Cpu, limits: Limits) -> Result<Self> {
         let source = source::resolve(model)?;
         let model = source::load_model(&source)?;
         let loaded = source::load_tokenizer(&source, model.config())?;
-        let max_model_len = context.unwrap_or(model.config().max_position_embeddings);
-        let config =
-            EngineConfig { max_model_len, kv_dtype: kv_dtype.into(), ..EngineConfig::default() };
+        let config = EngineConfig {
+            max_model_len: limits.context.unwrap_or(model.config().max_position_embeddings),
+            kv_dtype: limits.kv_dtype,
+            num_speculative_tokens: limits.num_speculative_tokens,
+            ..EngineConfig::default()
+        };
         let tokenizer = Arc::new(loaded.tokenizer);
         let table = Arc::new(Table(Arc::clone(&tokenizer)));
         let tags = ThinkTags::detect(&tokenizer);
