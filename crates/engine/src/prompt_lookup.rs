@@ -1,23 +1,23 @@
-//! Prompt lookup: what followed the last tokens the last time they appeared in the sequence.
+//! Prompt lookup: guesses what followed the last tokens when they appeared before.
 //!
-//! The longest suffix of [`MAX_NGRAM`] to [`MIN_NGRAM`] tokens that appeared before, in prompt or
-//! output, is looked up, and the tokens after its latest appearance are proposed; where they run
-//! into the end of the sequence they go on with themselves, so that a loop is proposed as a loop.
-//! No model is involved.
+//! The text after an earlier place of the sequence, prompt or output, is proposed as its
+//! continuation. The place stays as long as what follows it agrees with the sequence; once it does
+//! not, the latest earlier place of the last [`NGRAM`] tokens is looked up. Where the proposal runs
+//! into the end of the sequence it goes on with itself, so that a loop is proposed as a loop. No
+//! model is involved.
 //!
-//! Invariant: each token enters the index once, so a proposal costs O(new tokens), whatever the
-//! length of the sequence.
+//! Staying finds the longest match wherever a passage is copied, as when code is edited; the last
+//! tokens alone would jump to the latest place that resembles them.
+//!
+//! Invariant: each token enters the index once and is compared once, so a proposal costs
+//! O(new tokens), whatever the length of the sequence.
 //!
 //! Source: Saxena 2023, "Prompt Lookup Decoding"; the n-gram proposer of vLLM.
 
 use std::collections::HashMap;
 
-/// Longest suffix looked for.
-const MAX_NGRAM: usize = 4;
-/// Shortest suffix looked for.
-const MIN_NGRAM: usize = 2;
-/// Fills the keys of short n-grams: no vocabulary has this id.
-const NO_TOKEN: u32 = u32::MAX;
+/// Tokens that an earlier place must have in common with the end of the sequence.
+const NGRAM: usize = 3;
 
 /// A source of drafts for one sequence. Whatever it proposes, the output stays the same.
 pub trait Drafter: Send {
@@ -30,9 +30,13 @@ pub trait Drafter: Send {
 #[derive(Debug, Default)]
 pub struct PromptLookup {
     /// An n-gram and where the tokens after its latest appearance begin.
-    followers: HashMap<[u32; MAX_NGRAM], usize>,
+    followers: HashMap<[u32; NGRAM], usize>,
     /// Tokens whose n-grams are in the index.
     indexed: usize,
+    /// Where the text goes on like the sequence, if it does.
+    source: Option<usize>,
+    /// Tokens that the source was compared with, or found for.
+    seen: usize,
 }
 
 impl PromptLookup {
@@ -40,30 +44,39 @@ impl PromptLookup {
     fn index(&mut self, tokens: &[u32]) {
         while self.indexed + 1 < tokens.len() {
             self.indexed += 1;
-            for n in MIN_NGRAM..=MAX_NGRAM.min(self.indexed) {
-                self.followers.insert(key(&tokens[self.indexed - n..self.indexed]), self.indexed);
+            if let Some(ngram) = ngram(&tokens[..self.indexed]) {
+                self.followers.insert(ngram, self.indexed);
             }
         }
+    }
+
+    /// Moves the source past the new tokens, or drops it at one that differs.
+    fn follow(&mut self, tokens: &[u32]) {
+        for at in self.seen..tokens.len() {
+            self.source = self.source.filter(|&s| tokens[s] == tokens[at]).map(|s| s + 1);
+        }
+        self.seen = tokens.len();
     }
 }
 
 impl Drafter for PromptLookup {
     fn draft(&mut self, tokens: &[u32], most: usize, draft: &mut Vec<u32>) {
         self.index(tokens);
-        let len = tokens.len();
-        let suffixes = (MIN_NGRAM..=MAX_NGRAM.min(len)).rev().map(|n| key(&tokens[len - n..]));
-        let Some(&from) = suffixes.filter_map(|k| self.followers.get(&k)).next() else { return };
+        self.follow(tokens);
+        if self.source.is_none() {
+            self.source = ngram(tokens).and_then(|key| self.followers.get(&key).copied());
+        }
+        let Some(from) = self.source else { return };
         for at in from..from + most {
-            let token = if at < len { tokens[at] } else { draft[at - len] };
+            let token = tokens.get(at).copied().unwrap_or_else(|| draft[at - tokens.len()]);
             draft.push(token);
         }
     }
 }
 
-fn key(ngram: &[u32]) -> [u32; MAX_NGRAM] {
-    let mut key = [NO_TOKEN; MAX_NGRAM];
-    key[..ngram.len()].copy_from_slice(ngram);
-    key
+/// The last tokens.
+fn ngram(tokens: &[u32]) -> Option<[u32; NGRAM]> {
+    tokens.last_chunk().copied()
 }
 
 #[cfg(test)]
@@ -76,36 +89,36 @@ mod tests {
         draft
     }
 
-    /// The definition, by search: the longest suffix, its latest earlier place.
-    fn search(tokens: &[u32], most: usize) -> Vec<u32> {
-        let len = tokens.len();
-        for n in (MIN_NGRAM..=MAX_NGRAM.min(len)).rev() {
-            let ends = (n..len).rev();
-            let mut found = ends.filter(|&end| tokens[end - n..end] == tokens[len - n..]);
-            if let Some(end) = found.next() {
-                return tokens[end..].iter().copied().cycle().take(most).collect();
-            }
-        }
-        Vec::new()
+    fn fresh(tokens: &[u32], most: usize) -> Vec<u32> {
+        draft(&mut PromptLookup::default(), tokens, most)
     }
 
     #[test]
-    fn the_longest_suffix_and_its_latest_place_decide() {
-        let fresh = |tokens: &[u32], most| draft(&mut PromptLookup::default(), tokens, most);
-        // 1 2 3 4 is longer than the later 3 4.
-        assert_eq!(fresh(&[1, 2, 3, 4, 5, 6, 3, 4, 7, 1, 2, 3, 4], 2), [5, 6]);
-        // Of two equal places the later one counts.
-        assert_eq!(fresh(&[1, 2, 8, 1, 2, 9, 0, 1, 2], 1), [9]);
-        // One token alone is no match.
-        assert!(fresh(&[5, 6, 7, 5], 3).is_empty());
+    fn the_latest_place_of_three_tokens_is_found() {
+        assert_eq!(fresh(&[1, 2, 3, 4, 5, 0, 1, 2, 3], 2), [4, 5]);
+        assert_eq!(fresh(&[1, 2, 3, 8, 1, 2, 3, 9, 0, 1, 2, 3], 1), [9]);
+        // Two tokens are no match.
+        assert!(fresh(&[2, 3, 8, 0, 2, 3], 3).is_empty());
         assert!(fresh(&[5], 3).is_empty() && fresh(&[], 3).is_empty());
     }
 
     #[test]
     fn a_loop_goes_on_with_itself() {
+        assert_eq!(fresh(&[9, 1, 2, 3, 1, 2, 3], 7), [1, 2, 3, 1, 2, 3, 1]);
+        assert_eq!(fresh(&[4, 4, 4, 4], 3), [4, 4, 4]);
+    }
+
+    #[test]
+    fn a_place_stays_until_it_disagrees() {
         let mut lookup = PromptLookup::default();
-        assert_eq!(draft(&mut lookup, &[9, 1, 2, 3, 1, 2], 7), [3, 1, 2, 3, 1, 2, 3]);
-        assert_eq!(draft(&mut PromptLookup::default(), &[4, 4, 4], 3), [4, 4, 4]);
+        // The second 2 3 4 is the latest place of these tokens, but not the one in use.
+        let mut tokens = vec![7, 8, 9, 2, 3, 4, 5, 0, 2, 3, 4, 6, 0, 7, 8, 9];
+        assert_eq!(draft(&mut lookup, &tokens, 4), [2, 3, 4, 5]);
+        tokens.extend([2, 3, 4]);
+        assert_eq!(draft(&mut lookup, &tokens, 2), [5, 0]);
+        assert_eq!(fresh(&tokens, 2), [6, 0]);
+        tokens.push(6);
+        assert_eq!(draft(&mut lookup, &tokens, 3), [0, 7, 8]);
     }
 
     /// Asked at every length, or now and then, the index answers like a search.
@@ -115,19 +128,30 @@ mod tests {
         let tokens: Vec<u32> = (0..600)
             .map(|_| {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-                (state >> 33) as u32 % 5
+                (state >> 33) as u32 % 4
             })
             .collect();
-        for stride in [1, 7, 100] {
-            let mut lookup = PromptLookup::default();
-            let mut found = 0;
+        for stride in [1, 2, 7, 100] {
+            let (mut lookup, mut found, mut stayed) = (PromptLookup::default(), 0, 0);
+            // End of the source and of the sequence at the last call.
+            let mut source: Option<(usize, usize)> = None;
             for len in (0..=tokens.len()).step_by(stride) {
-                let got = draft(&mut lookup, &tokens[..len], 6);
-                assert_eq!(got, search(&tokens[..len], 6), "{len} tokens");
-                found += usize::from(!got.is_empty());
+                source = source.and_then(|(from, then)| {
+                    let new = len - then;
+                    (tokens[from..from + new] == tokens[then..len]).then_some((from + new, len))
+                });
+                stayed += usize::from(source.is_some());
+                source = source.or_else(|| {
+                    let same = |end: &usize| tokens[end - NGRAM..*end] == tokens[len - NGRAM..len];
+                    (NGRAM..len).rev().find(same).map(|end| (end, len))
+                });
+                let text = source.map_or(&[][..], |(from, _)| &tokens[from..len]);
+                let want: Vec<_> = text.iter().copied().cycle().take(6).collect();
+                assert_eq!(draft(&mut lookup, &tokens[..len], 6), want, "{len} tokens");
+                found += usize::from(!want.is_empty());
             }
-            assert!(found > 4, "{found}");
-            assert_eq!(lookup.indexed, (tokens.len() - tokens.len() % stride).max(1) - 1);
+            assert!(found > 4 && (stayed > 4 || stride > 2), "{found} found, {stayed} stayed");
+            assert_eq!(lookup.indexed, tokens.len() / stride * stride - 1);
         }
     }
 }

@@ -183,14 +183,9 @@ fn no_draft_changes_an_event() {
     let requests = requests(&kit);
     let (plain, ..) = run(&mut kit.engine(Isa::best(), 16, 512), &requests);
     let texts = texts(&requests, &plain);
-    for (mistakes, seqs, tokens, most) in [
-        (0, 1, 512, 8),
-        (0, 40, 64, 8),
-        (2, 9, 64, 5),
-        (3, 40, 512, 2),
-        (6, 3, 128, 13),
-        (1, 9, 64, 8),
-    ] {
+    for (mistakes, seqs, tokens, most) in
+        [(0, 40, 64, 8), (2, 9, 64, 5), (6, 3, 512, 13), (1, 9, 64, 8)]
+    {
         let mut engine = kit.drafting_engine(Isa::best(), seqs, tokens, most);
         let texts = Arc::clone(&texts);
         engine.set_drafter(move || {
