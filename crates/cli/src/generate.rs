@@ -18,7 +18,7 @@ Examples:
   hybra generate --prompt 'c=b-7;b=0;d=c*9;d?'
   hybra generate --prompt 'c=b-7;b=0;d=c*9;d?' --thinking-budget 8
   hybra generate ./nano2-9b --prompt 'Prove that 2 is prime.' --thinking-budget 512 --json
-  hybra generate model.gguf --no-think --prompt-file question.txt
+  hybra generate model.gguf --no-think --prompt-file question.txt --speculate
   hybra generate --messages chat.json --tools tools.json --json")]
 pub(crate) struct Args {
     /// Directory, .gguf file or hub id [default: the model inside this binary]

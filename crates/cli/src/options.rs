@@ -4,11 +4,11 @@
 //! family (thinking on: temperature 0.6, top-p 0.95; off: greedy).
 
 use crate::cpu::{Arithmetic, ModelArgs};
-use crate::session::Session;
+use crate::session::{Limits, Session};
 use crate::source::GenerationDefaults;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use hybra_engine::{Effort, Grace, SamplingParams, ThinkingParams};
+use hybra_engine::{Effort, Grace, MAX_SPECULATIVE_TOKENS, SamplingParams, ThinkingParams};
 use hybra_kernels::ops::attention::KvDtype;
 use hybra_kernels::ops::ssm_state::SsmDtype;
 use hybra_model::StateDtypes;
@@ -74,6 +74,11 @@ pub(crate) struct GenerationArgs {
     context: Option<u32>,
     #[command(flatten)]
     state: StateArgs,
+    /// Guess up to N tokens ahead from what the text repeats and check them in one step: the same
+    /// output, faster where it repeats itself [default: off; without N: 8]
+    #[arg(long, value_name = "N", num_args = 0..=1, default_missing_value = "8")]
+    #[arg(value_parser = clap::value_parser!(u32).range(1..=MAX_SPECULATIVE_TOKENS as i64))]
+    speculate: Option<u32>,
     #[command(flatten)]
     pub(crate) thinking: ThinkingArgs,
     #[command(flatten)]
@@ -85,9 +90,13 @@ pub(crate) struct GenerationArgs {
 impl GenerationArgs {
     /// Loads `model` to generate under these options.
     pub(crate) fn open(&self, model: Option<&str>) -> Result<Session> {
-        let context = self.context.map(|c| c as usize);
+        let limits = Limits {
+            state: self.state,
+            context: self.context.map(|c| c as usize),
+            num_speculative_tokens: self.speculate.map_or(0, |n| n as usize),
+        };
         let load = self.cpu.load_options(Arithmetic::Fast);
-        Session::open(model, self.cpu.cpu()?, load, self.state, context)
+        Session::open(model, self.cpu.cpu()?, load, limits)
     }
 }
 

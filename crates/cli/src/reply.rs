@@ -104,7 +104,7 @@ impl Reply {
         } else {
             json!({ "content": self.logprobs })
         };
-        json!({
+        let mut object = json!({
             "id": format!("chatcmpl-{id:016x}"),
             "object": "chat.completion",
             "created": created,
@@ -122,7 +122,11 @@ impl Reply {
                 "total_tokens": end.prompt_tokens + end.completion_tokens,
                 "completion_tokens_details": { "reasoning_tokens": end.reasoning_tokens },
             },
-        })
+        });
+        if let Some(report) = end.speculation {
+            object["choices"][0]["speculation"] = json!(report);
+        }
+        object
     }
 }
 

@@ -126,7 +126,12 @@ impl Screen {
         let length = if end.reason == FinishReason::Length { ", stopped at the limit" } else { "" };
         let rate = (end.prompt_tokens + end.completion_tokens) as f64 / seconds;
         let read = end.prompt_tokens;
-        let line = format!("[{thought}; answered {answer}{length}; read {read}; {rate:.0} tok/s]");
+        let guessed = end.speculation.map_or(String::new(), |s| {
+            format!("; {} of {} guessed tokens accepted", s.accepted, s.drafted)
+        });
+        let line = format!(
+            "[{thought}; answered {answer}{length}; read {read}{guessed}; {rate:.0} tok/s]"
+        );
         if self.progress { eprintln!("{DIM}{line}{RESET}") } else { eprintln!("{line}") }
     }
 }

@@ -21,6 +21,15 @@ use std::sync::Arc;
 /// What opens a tool call in the family's format.
 const TOOL_OPEN: &str = "<TOOLCALL>[";
 
+/// What an engine is set to from the command line.
+pub(crate) struct Limits {
+    pub(crate) state: StateArgs,
+    /// Most tokens of prompt and output; `None`: the model's.
+    pub(crate) context: Option<usize>,
+    /// Most tokens guessed in a step.
+    pub(crate) num_speculative_tokens: usize,
+}
+
 /// A model ready to generate.
 pub(crate) struct Session {
     pub(crate) name: String,
@@ -68,17 +77,16 @@ impl Session {
         model: Option<&str>,
         cpu: Cpu,
         load: LoadOptions,
-        state: StateArgs,
-        context: Option<usize>,
+        limits: Limits,
     ) -> Result<Self> {
         let source = source::resolve(model)?;
         let model = source::load_model(&source, &cpu, load)?;
         let loaded = source::load_tokenizer(&source, model.config())?;
-        let max_model_len = context.unwrap_or(model.config().max_position_embeddings);
         let config = EngineConfig {
-            max_model_len,
-            kv_dtype: state.kv_dtype.into(),
-            state_dtype: state.state_dtype.into(),
+            max_model_len: limits.context.unwrap_or(model.config().max_position_embeddings),
+            kv_dtype: limits.state.kv_dtype.into(),
+            state_dtype: limits.state.state_dtype.into(),
+            num_speculative_tokens: limits.num_speculative_tokens,
             ..EngineConfig::default()
         };
         let tokenizer = Arc::new(loaded.tokenizer);

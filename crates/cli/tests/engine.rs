@@ -1,5 +1,8 @@
 //! The engine on the model inside the binary: who shares the batch changes nothing, budgets hold,
-//! signals work.
+//! signals work, drafts change no token.
+
+#[path = "engine/speculation.rs"]
+mod speculation;
 
 use hybra_checkpoint::Checkpoint;
 use hybra_engine::{
@@ -66,11 +69,22 @@ fn kit() -> Kit {
 
 impl Kit {
     fn engine(&self, isa: Isa, max_num_seqs: usize, max_num_batched_tokens: usize) -> Engine {
+        self.drafting_engine(isa, max_num_seqs, max_num_batched_tokens, 0)
+    }
+
+    fn drafting_engine(
+        &self,
+        isa: Isa,
+        max_num_seqs: usize,
+        max_num_batched_tokens: usize,
+        num_speculative_tokens: usize,
+    ) -> Engine {
         let config = EngineConfig {
             max_num_seqs,
             max_num_batched_tokens,
             max_model_len: 4096,
             kv_dtype: KvDtype::Bf16,
+            num_speculative_tokens,
             ..EngineConfig::default()
         };
         let table = Arc::new(Table(Arc::clone(&self.tokenizer)));

@@ -105,6 +105,31 @@ fn logprobs_come_with_the_tokens() {
     assert!(entries.iter().any(|e| e["forced"] == true));
 }
 
+/// Greedy and sampled, speculation gives the same text and says what it did.
+#[test]
+fn speculation_changes_only_its_own_line() {
+    let long = PROGRAM.repeat(3);
+    for sampling in [&["--temperature", "0"][..], &["--temperature", "0.8", "--seed", "3"]] {
+        let args = [&["generate", "--prompt", &long, "--ignore-eos"], sampling].concat();
+        let args = [&args[..], &["--max-tokens", "150", "--logprobs", "1"]].concat();
+        let plain = json(&args);
+        for speculate in [&["--speculate"][..], &["--speculate", "3"]] {
+            let mut reply = json(&[&args, speculate].concat());
+            let choice = reply["choices"][0].as_object_mut().unwrap();
+            let counts = choice.remove("speculation").unwrap();
+            let [drafted, accepted] = ["drafted", "accepted"].map(|k| counts[k].as_u64().unwrap());
+            assert!(0 < accepted && accepted <= drafted && drafted < 1200, "{counts}");
+            for part in ["choices", "usage"] {
+                assert_eq!(reply[part], plain[part], "{sampling:?} {speculate:?}");
+            }
+        }
+        assert_eq!(plain["choices"][0].get("speculation"), None);
+    }
+    let out = hybra(&["generate", "--prompt", PROGRAM, "--speculate", "4"]);
+    let line = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(line.contains("guessed tokens accepted"), "{line}");
+}
+
 #[test]
 fn a_raw_prompt_with_an_open_tag_is_budgeted_too() {
     let raw = format!(
@@ -137,6 +162,7 @@ fn wrong_use_is_explained() {
         (&["generate", "--messages", "/dev/null"], "empty"),
         (&["generate", "--prompt", "x", "--thinking-budget-grace", "ten"], "grace"),
         (&["generate", "--prompt", "x", "--context", "8"], "context length"),
+        (&["generate", "--prompt", "x", "--speculate", "99"], "not in 1..=32"),
         (&["init", "nano3-9b", "unused"], "Presets: nano2-9b, "),
     ] {
         let out = hybra(args);

@@ -1,20 +1,23 @@
 //! The step loop: which tokens go through the model next, and what their logits become.
 //!
-//! Every step takes one token of each running sequence and fills the rest of the token budget
-//! with prompts (chunked prefill), runs the model once, and lets each sequence's thinking budget
-//! or the sampler decide its next token.
+//! Every step takes one token of each running sequence, fills the rest of the token budget with
+//! prompts (chunked prefill) and what then is left with drafts, runs the model once, and lets each
+//! sequence's thinking budget or the sampler decide its next tokens.
 //!
 //! Invariants: prompts are split only at multiples of the model's scan chunk, so a sequence's
-//! tokens have the same bits whatever else is in the batch; a sequence that fails ends alone;
-//! randomness depends on (seed, position) only.
+//! tokens have the same bits whatever else is in the batch; drafts change no token, only how many
+//! come in a step; a sequence that fails ends alone; randomness depends on (seed, position) only.
 
 use crate::error::RequestError;
 use crate::logits_processor::TokenHistory;
+use crate::next_token::next_tokens;
+use crate::prompt_lookup::{Drafter, PromptLookup};
 use crate::request::ServerBudget;
-use crate::sampler::{Draw, SampleInput, Sampler, TokenLogprob};
-use crate::sequence::{Event, FinishReason, GenerationRequest, Sequence, SequenceId, TokenEvent};
+use crate::sampler::Sampler;
+use crate::sequence::{Event, FinishReason, GenerationRequest, Sequence, SequenceId};
+use crate::speculation::{MAX_SPECULATIVE_TOKENS, Speculation};
 use crate::thinking_budget::{
-    BudgetPlan, EosAction, FinishCause, ThinkingBudget, ThinkingConfig, ThinkingVocab, TokenRoom,
+    BudgetPlan, FinishCause, ThinkingBudget, ThinkingConfig, ThinkingVocab, TokenRoom,
 };
 use hybra_kernels::Cpu;
 use hybra_kernels::ops::attention::KvDtype;
@@ -46,6 +49,9 @@ pub struct EngineConfig {
     pub state_dtype: SsmDtype,
     /// The operator's default and ceiling for thinking budgets.
     pub server_budget: ServerBudget,
+    /// Most tokens of a sequence that are guessed and read in a step, beside the one that is
+    /// known; 0: none. At most [`MAX_SPECULATIVE_TOKENS`].
+    pub num_speculative_tokens: usize,
 }
 
 impl Default for EngineConfig {
@@ -57,6 +63,7 @@ impl Default for EngineConfig {
             kv_dtype: KvDtype::Bf16,
             state_dtype: SsmDtype::F32,
             server_budget: ServerBudget::default(),
+            num_speculative_tokens: 0,
         }
     }
 }
@@ -78,10 +85,11 @@ pub struct Engine {
     activations: Activations,
     sampler: Sampler,
     ended: Vec<Event>,
-    /// Indices of the sequences in the batch, ascending.
-    fed: Vec<usize>,
+    /// The sequences in the batch, ascending: index and planned tokens.
+    fed: Vec<(usize, usize)>,
     /// Empty between steps: keeps the memory of a step's list of states.
     states: Vec<&'static mut SequenceState>,
+    new_drafter: Box<dyn Fn() -> Box<dyn Drafter> + Send>,
 }
 
 impl Engine {
@@ -96,6 +104,7 @@ impl Engine {
         let chunks = config.max_num_batched_tokens.max(1).div_ceil(SCAN_CHUNK);
         config.max_num_batched_tokens = chunks * SCAN_CHUNK;
         config.max_num_seqs = config.max_num_seqs.max(1);
+        config.num_speculative_tokens = config.num_speculative_tokens.min(MAX_SPECULATIVE_TOKENS);
         Self {
             model,
             cpu,
@@ -111,7 +120,13 @@ impl Engine {
             ended: Vec::new(),
             fed: Vec::new(),
             states: Vec::new(),
+            new_drafter: Box::new(|| Box::<PromptLookup>::default()),
         }
+    }
+
+    /// Guesses of sequences added from now on come from here instead of [`PromptLookup`].
+    pub fn set_drafter(&mut self, new: impl Fn() -> Box<dyn Drafter> + Send + 'static) {
+        self.new_drafter = Box::new(new);
     }
 
     /// The model.
@@ -151,6 +166,9 @@ impl Engine {
             tools: request.tools,
             stop_in_thinking: request.thinking.stop_in_thinking,
         };
+        let most = self.config.num_speculative_tokens;
+        let speculation =
+            (most > 0).then(|| Speculation::new((self.new_drafter)(), most, vocab_size));
         let id = SequenceId(self.next_id);
         self.next_id += 1;
         let mut tokens = request.prompt;
@@ -168,6 +186,7 @@ impl Engine {
             sampling: request.sampling,
             eos: request.eos_token_ids,
             budget: ThinkingBudget::new(Arc::clone(&self.vocab), request.insertion, config),
+            speculation,
         });
         Ok(id)
     }
@@ -223,30 +242,43 @@ impl Engine {
         }
         let mut states = emptied(std::mem::take(&mut self.states));
         let running = self.running.iter_mut().enumerate();
-        states.extend(running.filter(|(i, _)| fed.contains(i)).map(|(_, s)| &mut s.state));
+        states.extend(
+            running.filter(|(i, _)| fed.iter().any(|(j, _)| i == j)).map(|(_, s)| &mut s.state),
+        );
         let logits = self
             .model
             .forward(&self.cpu, &self.batch, &mut states, &mut self.activations, &mut NoObserver)
             .expect("prompts and sampled tokens are inside the vocabulary");
         self.states = emptied(states);
-        let mut rows = logits.chunks(self.model.config().vocab_size);
+        let (vocab_size, mut at) = (self.model.config().vocab_size, 0);
         let mut finished = Vec::new();
-        for (&i, segment) in self.fed.iter().zip(self.batch.segments()) {
+        for (&(i, _), segment) in self.fed.iter().zip(self.batch.segments()) {
             let sequence = &mut self.running[i];
             if sequence.output_len() == 0 {
                 let (done, total) = (sequence.state.len(), sequence.prompt_len);
                 events.push(Event::Prefill { sequence: sequence.id, done, total });
             }
-            if segment.logits == LogitsFor::None {
-                continue;
-            }
-            let row = rows.next().expect("one row per segment with logits");
-            if next_token(sequence, row, &mut self.sampler, &*self.table, events) {
+            let rows = &logits[at * vocab_size..(at + segment.num_logits()) * vocab_size];
+            at += segment.num_logits();
+            let rows = rows.chunks(vocab_size);
+            if next_tokens(sequence, rows, &mut self.sampler, &*self.table, events) {
                 finished.push(i);
             }
         }
         for i in finished.into_iter().rev() {
             self.running.remove(i);
+        }
+        self.forget_wrong_guesses();
+    }
+
+    /// States keep what the sequences' tokens say.
+    fn forget_wrong_guesses(&mut self) {
+        for Sequence { state, tokens, .. } in &mut self.running {
+            if state.drafted() > 0 {
+                let wrong = state.len() + 1 - tokens.len();
+                let right = state.drafted() - wrong;
+                self.model.accept(&self.cpu, state, right, &mut self.activations);
+            }
         }
     }
 
@@ -278,9 +310,26 @@ impl Engine {
             if pending.len() > 1 {
                 prefill = (prefill - len) / SCAN_CHUNK * SCAN_CHUNK;
             }
-            let logits = if len == pending.len() { LogitsFor::Last } else { LogitsFor::None };
-            self.batch.push(&pending[..len], logits);
-            self.fed.push(i);
+            self.fed.push((i, len));
+        }
+        let planned: usize = self.fed.iter().map(|(_, len)| len).sum();
+        self.fill(self.config.max_num_batched_tokens.saturating_sub(planned));
+    }
+
+    /// Puts the planned tokens into the batch, and guesses where `room` is left for them.
+    fn fill(&mut self, mut room: usize) {
+        for &(i, len) in &self.fed {
+            let sequence = &mut self.running[i];
+            sequence.propose(room);
+            let (pending, draft) = (sequence.pending(), sequence.draft());
+            room -= draft.len();
+            if !draft.is_empty() {
+                self.batch.push_draft(pending[0], draft);
+            } else {
+                let all = len == pending.len();
+                let logits = if all { LogitsFor::Last } else { LogitsFor::None };
+                self.batch.push(&pending[..len], logits);
+            }
         }
     }
 }
@@ -290,99 +339,4 @@ fn emptied<'b>(mut list: Vec<&mut SequenceState>) -> Vec<&'b mut SequenceState> 
     list.clear();
     // Collecting a vector's own iterator keeps its memory; a test of allocations holds it to that.
     list.into_iter().map(|_| unreachable!("the list is empty")).collect()
-}
-
-/// Decides the token after `logits`; true if the sequence is over.
-fn next_token(
-    sequence: &mut Sequence,
-    logits: &[f32],
-    sampler: &mut Sampler,
-    table: &dyn TokenTable,
-    events: &mut Vec<Event>,
-) -> bool {
-    let token = match choose(sequence, logits, sampler) {
-        Ok(Some(token)) => token,
-        Ok(None) => return end(sequence, FinishCause::Eos, FinishReason::Stop, events),
-        Err(error) => {
-            let runs = sequence.budget.finish(FinishCause::Cancel);
-            let error = Some(error);
-            let event = sequence.finish_event(FinishReason::Failed, error, runs);
-            events.push(Event::Finish(event));
-            return true;
-        }
-    };
-    let stops = sequence.budget.stops_apply();
-    let step = sequence.budget.push(token, table.bytes(token));
-    let (logprob, top_logprobs) = logprobs(sequence, logits, token, sampler);
-    if !step.forced && sequence.sampling.has_penalties() {
-        sequence.history.observe(token);
-    }
-    sequence.tokens.push(token);
-    events.push(Event::Token(TokenEvent {
-        sequence: sequence.id,
-        token,
-        logprob,
-        top_logprobs,
-        step,
-    }));
-    if stops && !step.forced && sequence.sampling.stop_token_ids.contains(&token) {
-        return end(sequence, FinishCause::Stop, FinishReason::Stop, events);
-    }
-    if sequence.tokens.len() >= sequence.max_len {
-        return end(sequence, FinishCause::MaxTokens, FinishReason::Length, events);
-    }
-    false
-}
-
-/// The forced token, or a sampled one; `None` at the end of the sequence.
-fn choose(
-    sequence: &mut Sequence,
-    logits: &[f32],
-    sampler: &mut Sampler,
-) -> Result<Option<u32>, String> {
-    if let Some(token) = sequence.budget.forced_next() {
-        return Ok(Some(token));
-    }
-    let params = &sequence.sampling;
-    let below_minimum = sequence.output_len() < params.min_tokens as usize;
-    let no_eos = below_minimum || sequence.budget.forbids_eos();
-    let eos: &[u32] = if no_eos { &sequence.eos } else { &[] };
-    let stop: &[u32] = if below_minimum { &params.stop_token_ids } else { &[] };
-    let input = SampleInput {
-        params,
-        history: &sequence.history,
-        forbidden: &[sequence.budget.forbidden(), eos, stop],
-        draw: Draw { seed: params.seed.unwrap_or(0), position: sequence.output_len() as u64 },
-    };
-    let token = sampler.sample(logits, input).map_err(|e| e.to_string())?;
-    if params.ignore_eos || !sequence.eos.contains(&token) {
-        return Ok(Some(token));
-    }
-    match sequence.budget.on_eos() {
-        EosAction::Finish => Ok(None),
-        EosAction::CloseAndContinue => Ok(sequence.budget.forced_next()),
-    }
-}
-
-fn logprobs(
-    sequence: &Sequence,
-    logits: &[f32],
-    token: u32,
-    sampler: &mut Sampler,
-) -> (Option<f32>, Vec<TokenLogprob>) {
-    let Some(top) = sequence.sampling.logprobs else { return (None, Vec::new()) };
-    let mut most = Vec::new();
-    // A forced token needs no sound logits; a row that is not finite has no log-probabilities.
-    (sampler.logprobs(logits, token, top as usize, &mut most).ok(), most)
-}
-
-fn end(
-    sequence: &mut Sequence,
-    cause: FinishCause,
-    reason: FinishReason,
-    events: &mut Vec<Event>,
-) -> bool {
-    let runs = sequence.budget.finish(cause);
-    events.push(Event::Finish(sequence.finish_event(reason, None, runs)));
-    true
 }

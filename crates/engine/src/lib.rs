@@ -4,7 +4,7 @@
 //! - [`ThinkingBudget`] alone decides where thinking ends: it counts, forces, splits bytes into
 //!   phases and reports. It is a pure function of the tokens and signals it was given.
 //! - A sampled token is a function of (logits, parameters, history, seed, position). Who else is
-//!   in the batch, and which step it is, change nothing.
+//!   in the batch, which step it is, and what was drafted change nothing.
 //! - Every number of a request is checked by [`SamplingParams::validate`] and
 //!   [`ThinkingParams::validate`] before a sequence exists. Defects are errors naming the field.
 #![forbid(unsafe_code)]
@@ -12,18 +12,23 @@
 mod engine;
 mod error;
 mod logits_processor;
+mod next_token;
+mod prompt_lookup;
 mod request;
 mod sampler;
 mod sequence;
+mod speculation;
 pub mod thinking_budget;
 
 pub use engine::{Engine, EngineConfig, TokenTable};
 pub use error::{RequestError, SamplingError, ThinkingVocabError};
 pub use logits_processor::{TokenHistory, process_logits};
+pub use prompt_lookup::{Drafter, PromptLookup};
 pub use request::{Effort, MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, MAX_TOP_LOGPROBS};
 pub use request::{SamplingParams, ServerBudget, ThinkingParams};
 pub use sampler::{Draw, SampleInput, Sampler, TokenLogprob};
 pub use sequence::{Event, FinishEvent, FinishReason, GenerationRequest, SequenceId, TokenEvent};
+pub use speculation::{MAX_SPECULATIVE_TOKENS, SpeculationReport};
 pub use thinking_budget::{
     BudgetPlan, BudgetRequest, EndedBy, EosAction, FinishCause, Grace, Insertion, LimitSource,
     Phase, ReasoningBudget, Run, Runs, Start, Step, TagTexts, ThinkingBudget, ThinkingConfig,

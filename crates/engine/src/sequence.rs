@@ -6,6 +6,7 @@
 use crate::logits_processor::TokenHistory;
 use crate::request::{SamplingParams, ThinkingParams};
 use crate::sampler::TokenLogprob;
+use crate::speculation::{Speculation, SpeculationReport};
 use crate::thinking_budget::{Insertion, ReasoningBudget, Runs, Start, Step, ThinkingBudget};
 use hybra_model::SequenceState;
 use std::sync::Arc;
@@ -83,6 +84,8 @@ pub struct FinishEvent {
     pub reasoning_tokens: u32,
     /// The budget's counters.
     pub budget: ReasoningBudget,
+    /// What drafts brought, where the engine drafts.
+    pub speculation: Option<SpeculationReport>,
 }
 
 /// What a step of the engine reports.
@@ -113,6 +116,7 @@ pub(crate) struct Sequence {
     pub(crate) history: TokenHistory,
     pub(crate) eos: Vec<u32>,
     pub(crate) budget: ThinkingBudget,
+    pub(crate) speculation: Option<Speculation>,
 }
 
 impl Sequence {
@@ -124,6 +128,34 @@ impl Sequence {
     /// Tokens not yet read by the model.
     pub(crate) fn pending(&self) -> &[u32] {
         &self.tokens[self.state.len()..]
+    }
+
+    /// Guesses tokens after the known ones: at most `room`, and none that `max_len` would leave
+    /// unread. A sequence that still reads its prompt guesses nothing.
+    pub(crate) fn propose(&mut self, room: usize) {
+        let decoding = self.output_len() > 0 && self.pending().len() == 1;
+        if let Some(speculation) = self.speculation.as_mut().filter(|_| decoding) {
+            let of_use = (self.max_len - self.tokens.len()).saturating_sub(1);
+            speculation.propose(&self.tokens, room.min(of_use));
+        }
+    }
+
+    /// The guess of this step.
+    pub(crate) fn draft(&self) -> &[u32] {
+        self.speculation.as_ref().map_or(&[], Speculation::draft)
+    }
+
+    /// How much of it came true so far.
+    pub(crate) fn accepted(&self) -> usize {
+        self.speculation.as_ref().map_or(0, Speculation::accepted)
+    }
+
+    /// Adds a generated token.
+    pub(crate) fn push(&mut self, token: u32) {
+        self.tokens.push(token);
+        if let Some(speculation) = &mut self.speculation {
+            speculation.observe(token);
+        }
     }
 
     pub(crate) fn finish_event(
@@ -141,6 +173,7 @@ impl Sequence {
             completion_tokens: self.output_len(),
             reasoning_tokens: self.budget.reasoning_tokens(),
             budget: self.budget.report(),
+            speculation: self.speculation.as_ref().map(Speculation::report),
         }
     }
 }

@@ -59,13 +59,13 @@ fn measure(cpu: &Cpu, peak: f64, [heads, p, sequences, tokens]: [usize; 4], dtyp
         conv_bias: Some(&bias),
         norm_weight: &norm,
         norm_eps: 1e-5,
-        chunk: CHUNK,
     };
     let new = |_| (vec![0.0; 3 * conv_dim], SsmState::new(dtype, inner * STATE_SIZE));
     let mut states: Vec<_> = (0..sequences).map(new).collect();
     let mut out = vec![0.0; sequences * tokens * inner];
     let mut once = || {
         let segments = states.iter_mut().map(|(conv, state)| MixerSegment {
+            chunk: CHUNK,
             len: tokens,
             conv,
             state: state.view_mut(),

@@ -23,6 +23,20 @@ pub struct Segment {
     pub len: usize,
     /// Which of them get logits.
     pub logits: LogitsFor,
+    /// They are read as single steps, and [`crate::NemotronH::accept`] says how many stay.
+    pub draft: bool,
+}
+
+impl Segment {
+    /// Rows of logits it gets: of its last tokens.
+    #[must_use]
+    pub fn num_logits(&self) -> usize {
+        match self.logits {
+            LogitsFor::None => 0,
+            LogitsFor::Last => 1,
+            LogitsFor::All => self.len,
+        }
+    }
 }
 
 /// New tokens of several sequences.
@@ -47,8 +61,18 @@ impl Batch {
     /// If there are none.
     pub fn push(&mut self, tokens: &[u32], logits: LogitsFor) {
         assert!(!tokens.is_empty(), "a segment has at least one token");
-        self.segments.push(Segment { start: self.tokens.len(), len: tokens.len(), logits });
+        let (start, len) = (self.tokens.len(), tokens.len());
+        self.segments.push(Segment { start, len, logits, draft: false });
         self.tokens.extend_from_slice(tokens);
+    }
+
+    /// Adds a draft of one more sequence: its last known token and a guess at those after it. Each
+    /// gets logits, with the bits that feeding them one by one would give.
+    pub fn push_draft(&mut self, last: u32, guess: &[u32]) {
+        let (start, len) = (self.tokens.len(), 1 + guess.len());
+        self.segments.push(Segment { start, len, logits: LogitsFor::All, draft: true });
+        self.tokens.push(last);
+        self.tokens.extend_from_slice(guess);
     }
 
     /// Removes all segments and keeps the memory.
@@ -71,11 +95,7 @@ impl Batch {
 
     /// Positions in the batch that get logits, in order.
     pub fn logit_rows(&self) -> impl Iterator<Item = usize> + '_ {
-        self.segments.iter().flat_map(|s| match s.logits {
-            LogitsFor::None => 0..0,
-            LogitsFor::Last => s.start + s.len - 1..s.start + s.len,
-            LogitsFor::All => s.start..s.start + s.len,
-        })
+        self.segments.iter().flat_map(|s| s.start + s.len - s.num_logits()..s.start + s.len)
     }
 }
 
@@ -88,7 +108,8 @@ mod tests {
         let mut batch = Batch::single(&[5, 6, 7], LogitsFor::Last);
         batch.push(&[8], LogitsFor::None);
         batch.push(&[9, 10], LogitsFor::All);
-        assert_eq!(batch.tokens(), [5, 6, 7, 8, 9, 10]);
-        assert_eq!(batch.logit_rows().collect::<Vec<_>>(), [2, 4, 5]);
+        batch.push_draft(11, &[12, 13]);
+        assert_eq!(batch.tokens(), [5, 6, 7, 8, 9, 10, 11, 12, 13]);
+        assert_eq!(batch.logit_rows().collect::<Vec<_>>(), [2, 4, 5, 6, 7, 8]);
     }
 }

@@ -6,7 +6,8 @@
 //!   [`layer`]: one block of it; [`presets`]: built-in shapes.
 //! - [`tensors`]: the registry of tensor names, shapes and roles; [`load`] finds them in a
 //!   checkpoint; [`weights`] holds them.
-//! - [`state`]: what a sequence carries; [`batch`]: the new tokens of several sequences.
+//! - [`state`]: what a sequence carries; [`batch`]: the new tokens of several sequences;
+//!   [`NemotronH::accept`] forgets drafted tokens.
 //! - [`memory`], [`report`]: parameters and bytes, from the config alone.
 //!
 //! Deterministic: a result depends on weights, tokens, states and the instruction set, not on the
@@ -17,6 +18,7 @@ pub mod activations;
 mod attention;
 pub mod batch;
 pub mod config;
+mod draft;
 pub mod error;
 pub mod layer;
 pub mod load;

@@ -43,7 +43,37 @@ pub(crate) fn forward(
     act.rounded.prepare(cpu, x, &[&w.in_proj]);
     let to = MatMut::new(wide, rows);
     w.in_proj.apply(cpu, x, &act.rounded, to, Epilogue::Store, &mut act.out);
-    let params = MixerParams {
+    let params = mixer_params(m, w, pass.dt_limit, pass.eps);
+    let wide = MatRef::new(wide, rows);
+    let segments = pass.batch.segments().iter().zip(states).map(|(segment, state)| {
+        if segment.draft {
+            state.save(layer, wide.rows_at(segment.start, segment.len));
+        }
+        let LayerState::Mamba2(state) = state.layer_mut(layer) else {
+            unreachable!("states are made from the same config")
+        };
+        let Mamba2State { conv, ssm } = state;
+        // A draft is read with the arithmetic of single steps.
+        let chunk = if segment.draft { 1 } else { SCAN_CHUNK };
+        MixerSegment { len: segment.len, chunk, conv, state: ssm.view_mut() }
+    });
+    let gated = sized(&mut act.mix, tokens * inner);
+    let out = MatMut::new(gated, inner);
+    mamba_split_conv1d_scan(cpu, &params, wide, segments, out);
+    let (hidden, x) = (w.out_proj.rows(), MatRef::new(gated, inner));
+    act.rounded.prepare(cpu, x, &[&w.out_proj]);
+    let to = MatMut::new(&mut act.hidden[..tokens * hidden], hidden);
+    w.out_proj.apply(cpu, x, &act.rounded, to, Epilogue::Add, &mut act.out);
+}
+
+/// The layer's sizes and constants as the op takes them.
+pub(crate) fn mixer_params<'a>(
+    m: &Mamba2Config,
+    w: &'a Mamba2Weights,
+    dt_limit: (f32, f32),
+    norm_eps: f32,
+) -> MixerParams<'a> {
+    MixerParams {
         ssd: SsdParams {
             num_heads: m.num_heads,
             head_dim: m.head_dim,
@@ -52,26 +82,11 @@ pub(crate) fn forward(
             a: &w.a,
             d: &w.d,
             dt_bias: &w.dt_bias,
-            dt_limit: pass.dt_limit,
+            dt_limit,
         },
         conv_weight: &w.conv_weight,
         conv_bias: w.conv_bias.as_deref(),
         norm_weight: &w.gated_norm,
-        norm_eps: pass.eps,
-        chunk: SCAN_CHUNK,
-    };
-    let segments = pass.batch.segments().iter().zip(states).map(|(segment, state)| {
-        let LayerState::Mamba2(state) = state.layer_mut(layer) else {
-            unreachable!("states are made from the same config")
-        };
-        let Mamba2State { conv, ssm } = state;
-        MixerSegment { len: segment.len, conv, state: ssm.view_mut() }
-    });
-    let gated = sized(&mut act.mix, tokens * inner);
-    let out = MatMut::new(gated, inner);
-    mamba_split_conv1d_scan(cpu, &params, MatRef::new(wide, rows), segments, out);
-    let (hidden, x) = (w.out_proj.rows(), MatRef::new(gated, inner));
-    act.rounded.prepare(cpu, x, &[&w.out_proj]);
-    let to = MatMut::new(&mut act.hidden[..tokens * hidden], hidden);
-    w.out_proj.apply(cpu, x, &act.rounded, to, Epilogue::Add, &mut act.out);
+        norm_eps,
+    }
 }

@@ -80,7 +80,7 @@ impl NemotronH {
     /// A token outside the vocabulary; then no state has changed.
     ///
     /// # Panics
-    /// If there are not as many states as segments.
+    /// If there are not as many states as segments, or a state waits for [`NemotronH::accept`].
     pub fn forward<'a>(
         &self,
         cpu: &Cpu,
@@ -90,6 +90,7 @@ impl NemotronH {
         observer: &mut dyn Observer,
     ) -> Result<&'a [f32], ForwardError> {
         assert_eq!(batch.segments().len(), states.len(), "one state per segment");
+        assert!(states.iter().all(|s| s.drafted() == 0), "drafts are judged before the next pass");
         let vocab_size = self.config.vocab_size;
         if let Some(index) = batch.tokens().iter().position(|&id| id as usize >= vocab_size) {
             return Err(ForwardError::Token { index, id: batch.tokens()[index], vocab_size });
@@ -107,6 +108,9 @@ impl NemotronH {
         }
         for (segment, state) in batch.segments().iter().zip(states) {
             state.advance(segment.len);
+            if segment.draft {
+                state.await_accept(segment.len);
+            }
         }
         Ok(self.logits(&pass, act))
     }

@@ -5,6 +5,7 @@
 //! f32. Cloning gives an independent snapshot.
 
 use crate::config::Config;
+use crate::draft::Draft;
 use crate::layer::{LayerConfig, Mamba2Config};
 use hybra_kernels::ops::attention::{KvCache, KvDtype};
 use hybra_kernels::ops::ssm_state::{SsmDtype, SsmState};
@@ -52,13 +53,25 @@ impl Mamba2State {
             ssm: SsmState::new(dtype, m.d_inner() * m.state_size),
         }
     }
+
+    /// Bytes held.
+    pub(crate) fn bytes(&self) -> usize {
+        4 * self.conv.len() + self.ssm.bytes()
+    }
+
+    /// Becomes a copy of another state of the same layer, in the memory it has.
+    pub(crate) fn copy_from(&mut self, other: &Self) {
+        self.conv.copy_from_slice(&other.conv);
+        self.ssm.copy_from(&other.ssm);
+    }
 }
 
 /// State of one sequence.
 #[derive(Clone)]
 pub struct SequenceState {
-    layers: Vec<LayerState>,
-    len: usize,
+    pub(crate) layers: Vec<LayerState>,
+    pub(crate) len: usize,
+    pub(crate) draft: Draft,
 }
 
 impl SequenceState {
@@ -73,7 +86,8 @@ impl SequenceState {
             }
             LayerConfig::Mlp(_) => LayerState::Mlp,
         };
-        Self { layers: config.layers.iter().map(layer).collect(), len: 0 }
+        let layers = config.layers.iter().map(layer).collect();
+        Self { layers, len: 0, draft: Draft::default() }
     }
 
     /// Tokens read so far.
@@ -94,15 +108,16 @@ impl SequenceState {
         &self.layers
     }
 
-    /// Bytes held: constant for Mamba layers, growing in blocks of positions for attention.
+    /// Bytes held: constant for Mamba layers (and for their copies, once a draft was read), growing
+    /// in blocks of positions for attention.
     #[must_use]
     pub fn bytes(&self) -> usize {
         let layer = |layer: &LayerState| match layer {
-            LayerState::Mamba2(m) => 4 * m.conv.len() + m.ssm.bytes(),
+            LayerState::Mamba2(m) => m.bytes(),
             LayerState::Attention(cache) => cache.bytes(),
             LayerState::Mlp => 0,
         };
-        self.layers.iter().map(layer).sum()
+        self.layers.iter().map(layer).sum::<usize>() + self.draft.bytes()
     }
 
     pub(crate) fn layer_mut(&mut self, layer: usize) -> &mut LayerState {

@@ -38,14 +38,14 @@ pub struct MixerParams<'a> {
     pub norm_weight: &'a [f32],
     /// Epsilon of the gated norm.
     pub norm_eps: f32,
-    /// Q: the most tokens of a chunk of the scan.
-    pub chunk: usize,
 }
 
 /// The next tokens of one sequence.
 pub struct MixerSegment<'a> {
     /// How many: the next rows of the inputs and of the output.
     pub len: usize,
+    /// Q: the most tokens of a chunk of the scan; 1: single steps.
+    pub chunk: usize,
     /// The last K − 1 inputs of the convolution, \[K − 1, HP + 2GN\], oldest first; moved on.
     pub conv: &'a mut [f32],
     /// The state of the recurrence, \[H, N, P\]; moved on.
@@ -92,7 +92,6 @@ pub fn mamba_split_conv1d_scan<'s>(
 
 fn check(p: &MixerParams, zxbcdt: MatRef, out: &MatMut) {
     p.ssd.check();
-    assert!(p.chunk > 0, "chunks of no tokens");
     let (inner, conv_dim) = (p.ssd.inner(), p.ssd.conv_dim());
     assert_eq!(zxbcdt.cols(), inner + conv_dim + p.ssd.num_heads, "columns of z, x, B, C and dt");
     assert_eq!((out.rows(), out.cols()), (zxbcdt.rows(), inner), "output");
@@ -117,6 +116,7 @@ fn emptied<'b>(mut tasks: Vec<Task<'_>>) -> Vec<Task<'b>> {
 struct Task<'a> {
     first: usize,
     heads: usize,
+    chunk: usize,
     /// The rows of the sequence.
     zxbcdt: MatRef<'a>,
     /// The convolution's past inputs for x of the heads.
@@ -141,7 +141,8 @@ fn split<'a, 's: 'a>(
 ) {
     let (ssd, mut start) = (&p.ssd, 0);
     let (inner, width, bc_width) = (ssd.inner(), heads * ssd.head_dim, 2 * ssd.bc_width());
-    for MixerSegment { len, conv, mut state } in segments {
+    for MixerSegment { len, chunk, conv, mut state } in segments {
+        assert!(chunk > 0, "chunks of no tokens");
         assert_eq!(conv.len() + ssd.conv_dim(), p.conv_weight.len(), "state of the convolution");
         assert_eq!(state.len(), ssd.state_len(), "state");
         assert!(len > 0 && start + len <= zxbcdt.rows(), "segments cover the rows");
@@ -161,7 +162,7 @@ fn split<'a, 's: 'a>(
             (columns, past_x) = (others, other_past);
             let state = state.split_off(width * ssd.state_size);
             let (zxbcdt, past_x, out) = (rows, own_past, own);
-            tasks.push(Task { first, heads, zxbcdt, past_x, past_bc, state, out });
+            tasks.push(Task { first, heads, chunk, zxbcdt, past_x, past_bc, state, out });
         }
     }
     assert_eq!(start, zxbcdt.rows(), "segments cover the rows");
@@ -173,7 +174,7 @@ impl Task<'_> {
         let group = first / p.ssd.heads_per_group();
         let inputs = Projected { p, zxbcdt, first, group, past_x, past_bc, norm };
         let y = self.out.reborrow();
-        let (ssd, chunk) = (&p.ssd, p.chunk);
+        let (ssd, chunk) = (&p.ssd, self.chunk);
         match &mut self.state {
             SsmStateMut::F32(state) => {
                 Part { p: ssd, first, heads, chunk, inputs, state, y, buffers }.run(isa);
@@ -306,7 +307,7 @@ mod tests {
             let ssd =
                 SsdParams { num_heads, head_dim, n_groups, state_size, a, d, dt_bias, dt_limit };
             let (conv_bias, norm_eps) = (Some(&conv_bias[..]), 1e-5);
-            MixerParams { ssd, conv_weight, conv_bias, norm_weight, norm_eps, chunk: CHUNK }
+            MixerParams { ssd, conv_weight, conv_bias, norm_weight, norm_eps }
         }
 
         fn cols(&self) -> usize {
@@ -338,10 +339,10 @@ mod tests {
         ) -> Vec<f32> {
             let p = self.params();
             let mut out = vec![f32::NAN; inputs.rows() * p.ssd.inner()];
-            let segments = lens
-                .iter()
-                .zip(states.iter_mut())
-                .map(|(&len, (conv, state))| MixerSegment { len, conv, state: state.view_mut() });
+            let segments = lens.iter().zip(states.iter_mut()).map(|(&len, (conv, state))| {
+                let (chunk, state) = (CHUNK, state.view_mut());
+                MixerSegment { len, chunk, conv, state }
+            });
             let to = MatMut::new(&mut out, p.ssd.inner());
             mamba_split_conv1d_scan(cpu, &p, inputs, segments, to);
             out

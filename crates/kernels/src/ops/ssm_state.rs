@@ -45,6 +45,18 @@ impl SsmState {
         }
     }
 
+    /// Becomes a copy of another state of the same type and length, in the memory it has.
+    ///
+    /// # Panics
+    /// If type or length differ.
+    pub fn copy_from(&mut self, other: &Self) {
+        match (self, other) {
+            (Self::F32(to), Self::F32(from)) => to.copy_from_slice(from),
+            (Self::Bf16(to), Self::Bf16(from)) => to.copy_from_slice(from),
+            (to, from) => panic!("a copy of {} bytes to {}", from.bytes(), to.bytes()),
+        }
+    }
+
     /// All of it, to be written.
     pub fn view_mut(&mut self) -> SsmStateMut<'_> {
         match self {

@@ -1,0 +1,126 @@
+//! What rows of logits become: forced tokens, or sampled ones, and the end of a sequence.
+//!
+//! Invariant: a row is judged with everything that the tokens before it changed (history, budget,
+//! position), whether it comes alone or as part of a draft; so drafts change no token, no
+//! log-probability and no count.
+
+use crate::engine::TokenTable;
+use crate::sampler::{Draw, SampleInput, Sampler, TokenLogprob};
+use crate::sequence::{Event, FinishReason, Sequence, TokenEvent};
+use crate::thinking_budget::{EosAction, FinishCause};
+
+/// Decides the tokens after a segment from its `rows` of logits: the first row follows a known
+/// token, each further one a guess and counts only if that guess came true. True if the sequence
+/// is over.
+pub(crate) fn next_tokens<'r>(
+    sequence: &mut Sequence,
+    rows: impl Iterator<Item = &'r [f32]>,
+    sampler: &mut Sampler,
+    table: &dyn TokenTable,
+    events: &mut Vec<Event>,
+) -> bool {
+    for (i, row) in rows.enumerate() {
+        if next_token(sequence, row, sampler, table, events) {
+            return true;
+        }
+        if sequence.accepted() == i {
+            break;
+        }
+    }
+    false
+}
+
+/// Decides the token after `logits`; true if the sequence is over.
+fn next_token(
+    sequence: &mut Sequence,
+    logits: &[f32],
+    sampler: &mut Sampler,
+    table: &dyn TokenTable,
+    events: &mut Vec<Event>,
+) -> bool {
+    let token = match choose(sequence, logits, sampler) {
+        Ok(Some(token)) => token,
+        Ok(None) => return end(sequence, FinishCause::Eos, FinishReason::Stop, events),
+        Err(error) => {
+            let runs = sequence.budget.finish(FinishCause::Cancel);
+            let error = Some(error);
+            let event = sequence.finish_event(FinishReason::Failed, error, runs);
+            events.push(Event::Finish(event));
+            return true;
+        }
+    };
+    let stops = sequence.budget.stops_apply();
+    let step = sequence.budget.push(token, table.bytes(token));
+    let (logprob, top_logprobs) = logprobs(sequence, logits, token, sampler);
+    if !step.forced && sequence.sampling.has_penalties() {
+        sequence.history.observe(token);
+    }
+    sequence.push(token);
+    events.push(Event::Token(TokenEvent {
+        sequence: sequence.id,
+        token,
+        logprob,
+        top_logprobs,
+        step,
+    }));
+    if stops && !step.forced && sequence.sampling.stop_token_ids.contains(&token) {
+        return end(sequence, FinishCause::Stop, FinishReason::Stop, events);
+    }
+    if sequence.tokens.len() >= sequence.max_len {
+        return end(sequence, FinishCause::MaxTokens, FinishReason::Length, events);
+    }
+    false
+}
+
+/// The forced token, or a sampled one; `None` at the end of the sequence.
+fn choose(
+    sequence: &mut Sequence,
+    logits: &[f32],
+    sampler: &mut Sampler,
+) -> Result<Option<u32>, String> {
+    if let Some(token) = sequence.budget.forced_next() {
+        return Ok(Some(token));
+    }
+    let params = &sequence.sampling;
+    let below_minimum = sequence.output_len() < params.min_tokens as usize;
+    let no_eos = below_minimum || sequence.budget.forbids_eos();
+    let eos: &[u32] = if no_eos { &sequence.eos } else { &[] };
+    let stop: &[u32] = if below_minimum { &params.stop_token_ids } else { &[] };
+    let input = SampleInput {
+        params,
+        history: &sequence.history,
+        forbidden: &[sequence.budget.forbidden(), eos, stop],
+        draw: Draw { seed: params.seed.unwrap_or(0), position: sequence.output_len() as u64 },
+    };
+    let token = sampler.sample(logits, input).map_err(|e| e.to_string())?;
+    if params.ignore_eos || !sequence.eos.contains(&token) {
+        return Ok(Some(token));
+    }
+    match sequence.budget.on_eos() {
+        EosAction::Finish => Ok(None),
+        EosAction::CloseAndContinue => Ok(sequence.budget.forced_next()),
+    }
+}
+
+fn logprobs(
+    sequence: &Sequence,
+    logits: &[f32],
+    token: u32,
+    sampler: &mut Sampler,
+) -> (Option<f32>, Vec<TokenLogprob>) {
+    let Some(top) = sequence.sampling.logprobs else { return (None, Vec::new()) };
+    let mut most = Vec::new();
+    // A forced token needs no sound logits; a row that is not finite has no log-probabilities.
+    (sampler.logprobs(logits, token, top as usize, &mut most).ok(), most)
+}
+
+fn end(
+    sequence: &mut Sequence,
+    cause: FinishCause,
+    reason: FinishReason,
+    events: &mut Vec<Event>,
+) -> bool {
+    let runs = sequence.budget.finish(cause);
+    events.push(Event::Finish(sequence.finish_event(reason, None, runs)));
+    true
+}
