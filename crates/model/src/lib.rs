@@ -17,6 +17,7 @@ pub mod activations;
 mod attention;
 pub mod batch;
 pub mod config;
+pub mod density;
 pub mod error;
 pub mod layer;
 pub mod load;

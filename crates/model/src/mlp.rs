@@ -17,3 +17,8 @@ pub(crate) fn forward(pass: &Pass, w: &MlpWeights, act: &mut Activations) {
     let out = MatMut::new(sized(&mut act.out, tokens * hidden), hidden);
     gemm(cpu, MatRef::new(up, width), w.down_proj.view(), out);
 }
+
+/// The hidden units that [`forward`] left behind, after the squared ReLU: `[T, width]`.
+pub(crate) fn hidden(act: &Activations, tokens: usize, width: usize) -> &[f32] {
+    &act.wide[..tokens * width]
+}
