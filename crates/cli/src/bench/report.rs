@@ -23,6 +23,9 @@ pub(crate) struct Report {
     pub(crate) pattern: String,
     pub(crate) work: Work,
     pub(crate) kv_dtype: String,
+    /// Hidden units of the MLPs that are nonzero after the squared ReLU, on the tokens that warm
+    /// up; `None` without MLPs.
+    pub(crate) mlp_density: Option<f64>,
     /// Tokens of a prompt in one forward pass.
     pub(crate) chunk: usize,
     /// Tokens that a decode point generates for each sequence.
@@ -94,6 +97,9 @@ impl Report {
             size::bytes(work.weight_bytes),
             self.kv_dtype
         )?;
+        if let Some(density) = self.mlp_density {
+            writeln!(f, "{:.1} % of the MLPs' hidden units are nonzero", 100.0 * density)?;
+        }
         let cpu = machine.cpu.as_deref().unwrap_or("unknown CPU");
         let (threads, cores) = (plural(self.threads, "thread"), plural(machine.cores, "core"));
         writeln!(f, "{cpu}, {threads} on {cores}, {}\n", self.isa)
@@ -162,12 +168,12 @@ fn write_limit(f: &mut fmt::Formatter<'_>, name: &str, rate: Spread) -> fmt::Res
     writeln!(f, "  {name:<32} {:>8}  {range:>13}", giga(rate.median))
 }
 
-fn plural(count: usize, noun: &str) -> String {
+pub(super) fn plural(count: usize, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Three digits that matter, and no more behind the point than that takes.
-fn number(value: f64) -> String {
+pub(super) fn number(value: f64) -> String {
     match value {
         v if v >= 99.95 => size::count(v.round() as u64),
         v if v >= 9.995 => format!("{v:.1}"),
