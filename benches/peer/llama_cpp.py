@@ -152,7 +152,8 @@ def peer(args, file, group, record):
 def peer_batches(args, file):
     speeds = {}
     for batch in args.batch:
-        context = batch * (BATCH_PROMPT + args.tokens) + 64
+        # The peer rounds the context of a sequence to multiples of 256.
+        context = batch * ((BATCH_PROMPT + args.tokens) // 256 + 1) * 256
         command = [args.llama_batched_bench, "-m", file, "-t", args.threads, "-c", context,
                    "-ub", args.chunk, "-npp", BATCH_PROMPT, "-ntg", args.tokens, "-npl", batch,
                    "--output-format", "jsonl"]
@@ -160,6 +161,8 @@ def peer_batches(args, file):
             if line.startswith("{"):
                 row = json.loads(line)
                 speeds["batch", row["pl"]] = row["speed_tg"]
+        if ("batch", batch) not in speeds:
+            raise Failure(f"{command[0]} printed no row for a batch of {batch}")
     return speeds
 
 
@@ -267,7 +270,7 @@ def table(record):
     busy = record["busy"]
     head = ["case", "hybra", "llama.cpp", "ratio"]
     head += ["hybra beside a loop", "llama.cpp beside a loop"] if busy else []
-    lines = [" | ".join(head), "|".join(["---"] + ["---:"] * (len(head) - 1))]
+    lines = ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
     for row in record["results"]:
         ratio = f"{row['ratio']:.2f} ×" if row["ratio"] else "–"
         cells = [row["case"], cell(row["hybra"]), cell(row["peer"]), ratio]
@@ -275,8 +278,8 @@ def table(record):
             for name in ("hybra", "peer"):
                 loss = row[f"{name}_loss"]
                 cells.append("–" if loss is None else f"{-100 * loss:+.0f} %")
-        lines.append(" | ".join(cells))
-    return "\n".join(f"| {line} |" if "---" not in line else f"|{line}|" for line in lines)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
 
 
 def main():
