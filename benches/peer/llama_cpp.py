@@ -152,15 +152,16 @@ def peer(args, file, group, record):
 def peer_batches(args, file):
     speeds = {}
     for batch in args.batch:
+        # The last row may be lost when the program ends, so a short one follows and is not used.
         # The peer rounds the context of a sequence to multiples of 256.
         context = batch * ((BATCH_PROMPT + args.tokens) // 256 + 1) * 256
         command = [args.llama_batched_bench, "-m", file, "-t", args.threads, "-c", context,
-                   "-ub", args.chunk, "-npp", BATCH_PROMPT, "-ntg", args.tokens, "-npl", batch,
+                   "-ub", args.chunk, "-npp", BATCH_PROMPT, "-ntg", args.tokens, "-npl", f"{batch},1",
                    "--output-format", "jsonl"]
         for line in run(command, args.timeout).splitlines():
-            if line.startswith("{"):
-                row = json.loads(line)
-                speeds["batch", row["pl"]] = row["speed_tg"]
+            row = json.loads(line) if line.startswith("{") else {}
+            if row.get("pl") == batch:
+                speeds.setdefault(("batch", batch), row["speed_tg"])
         if ("batch", batch) not in speeds:
             raise Failure(f"{command[0]} printed no row for a batch of {batch}")
     return speeds

@@ -74,6 +74,21 @@ impl CompareArgs {
     pub(super) fn asked(&self) -> bool {
         self.compare.is_some()
     }
+
+    /// The memory for a model beside `taken` bytes of our own.
+    fn room(&self, machine: &Machine, taken: u64) -> Room {
+        let usable = machine.available_bytes.map(|bytes| (bytes as f64 * USABLE) as u64);
+        Room {
+            budget: self.memory_budget,
+            machine: usable.map(|bytes| bytes.saturating_sub(taken)),
+            max_batch: self.max_batch,
+        }
+    }
+
+    fn points(&self, quick: bool) -> Vec<RunPoint> {
+        let all = if quick { &RunPoint::ALL[..1] } else { &RunPoint::ALL[..] };
+        self.points.clone().unwrap_or_else(|| all.to_vec())
+    }
 }
 
 /// Tokens of the prompt that is read to warm up, to learn the pace and to count nonzero units.
@@ -90,17 +105,8 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let other = options.compare.as_deref().unwrap_or_default();
     let candidates = candidate::pair(args.model.as_deref(), other, options.dtype)?;
     let mut limits = Limits::new(machine.last_cache_bytes);
-    let available = machine.available_bytes.map(|bytes| (bytes as f64 * USABLE) as u64);
-    let room = Room {
-        budget: options.memory_budget,
-        machine: available.map(|bytes| bytes.saturating_sub(limits.bytes())),
-        max_batch: options.max_batch,
-    };
-    let points = match (&options.points, args.quick) {
-        (Some(points), _) => points.clone(),
-        (None, true) => RunPoint::ALL[..1].to_vec(),
-        (None, false) => RunPoint::ALL.to_vec(),
-    };
+    let room = options.room(&machine, limits.bytes());
+    let points = options.points(args.quick);
     let configs = [&candidates[0].config, &candidates[1].config];
     let projections = project::project(configs, &points, options.max_batch);
     let mut session = Session { args, cpu, room, points, started, limits: &mut limits };
