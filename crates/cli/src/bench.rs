@@ -53,7 +53,8 @@ Examples:
   hybra bench model.gguf --compare transformer --points 8k/16k
   HYBRA_ISA=avx2 hybra bench --threads 1")]
 pub(crate) struct Args {
-    /// Directory, .gguf file or hub id [default: the model inside this binary]
+    /// Directory, .gguf file or hub id; with --compare also a preset [default: the model inside
+    /// this binary]
     #[arg(value_name = "MODEL|PRESET")]
     model: Option<String>,
     /// Lengths of prompts [default: 512,2048; with --quick 512]

@@ -18,7 +18,8 @@ use std::process::ExitCode;
 #[command(next_help_heading = "Activations")]
 pub(super) struct ActivationArgs {
     /// Run the model over a prompt and show, MLP by MLP, how many hidden units are nonzero
-    #[arg(long, conflicts_with = "memory_budget")]
+    #[arg(long, conflicts_with_all = ["memory_budget", "context", "batch", "dtype", "kv_dtype",
+          "prefill_chunk"])]
     activations: bool,
     /// The prompt [default: a text inside this binary; random tokens without a tokenizer]
     #[arg(long, value_name = "TEXT", requires = "activations")]
