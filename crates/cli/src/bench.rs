@@ -2,28 +2,27 @@
 //!
 //! The limits are measured in the same rounds as the model, because shared machines wander.
 
+mod compare;
 mod limits;
 mod machine;
 mod measure;
 mod plan;
 mod report;
+mod rounds;
 mod work;
 
-use crate::cpu::{Arithmetic, ModelArgs};
+use crate::cpu::{Arithmetic, LoadOptions, ModelArgs};
 use crate::options::StateArgs;
-use crate::progress::Progress;
 use crate::size;
 use crate::source;
 use anyhow::Result;
 use clap::ValueEnum;
-use clap::builder::PossibleValue;
-use hybra_kernels::Cpu;
-use hybra_model::NemotronH;
+use compare::CompareArgs;
 use limits::Limits;
 use machine::{Machine, peak_resident_bytes};
-use measure::{Bencher, SAMPLE_SECONDS};
-use plan::{Pace, Point, Spread};
-use report::{Line, Report, Skipped};
+use plan::{Point, Spread};
+use report::{Line, Report};
+use rounds::Memory;
 use std::io::{Write, stdout};
 use std::process::ExitCode;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -42,14 +41,21 @@ tokens need, over the measured bandwidth; `f32` and `int8` are two operations pe
 weight, over the measured arithmetic. Rows that the time does not allow are
 skipped and named. Peak memory leaves out the buffer that measures bandwidth.
 
+--compare measures MODEL and OTHER over whole runs, integrated from samples, and
+projects both to two GPUs; docs/bench.md tells how.
+
 Examples:
   hybra bench
   hybra bench --quick
   hybra bench model.gguf --seconds 600 --depth 0,4096,16384
   hybra bench ./model --prefill 512 --batch 1,16 --json > record.json
+  hybra bench --compare transformer-8b nano2-9b --memory-budget 22GiB
+  hybra bench model.gguf --compare transformer --points 8k/16k
   HYBRA_ISA=avx2 hybra bench --threads 1")]
 pub(crate) struct Args {
-    /// Directory, .gguf file or hub id [default: the model inside this binary]
+    /// Directory, .gguf file or hub id; with --compare also a preset [default: the model inside
+    /// this binary]
+    #[arg(value_name = "MODEL|PRESET")]
     model: Option<String>,
     /// Lengths of prompts [default: 512,2048; with --quick 512]
     #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = tokens)]
@@ -60,16 +66,16 @@ pub(crate) struct Args {
     /// Sequences generated at once [default: 1,4,8,16; with --quick 1,8]
     #[arg(long, value_name = "N,..", value_delimiter = ',', value_parser = batch)]
     batch: Option<Vec<usize>>,
-    /// Tokens generated for each sequence
-    #[arg(long, value_name = "N", default_value = "32", value_parser = tokens)]
-    tokens: usize,
+    /// Tokens generated for each sequence [default: 32; with --compare 4]
+    #[arg(long, value_name = "N", value_parser = tokens)]
+    tokens: Option<usize>,
     /// Tokens of a prompt in one pass
     #[arg(long, value_name = "N", default_value = "512", value_parser = tokens)]
     chunk: usize,
     /// Most rounds [default: 5; with --quick 3]
     #[arg(long, value_name = "R", value_parser = clap::value_parser!(u32).range(1..))]
     repeat: Option<u32>,
-    /// Seconds to measure for, about [default: 60; with --quick 10]
+    /// Seconds to measure for, about [default: 60, with --quick 10; with --compare 900 and 60]
     #[arg(long, value_name = "S", value_parser = clap::value_parser!(u32).range(1..))]
     seconds: Option<u32>,
     /// Fewer rows, less time
@@ -81,6 +87,8 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
     #[command(flatten)]
+    comparison: CompareArgs,
+    #[command(flatten)]
     cpu: ModelArgs,
 }
 
@@ -88,8 +96,6 @@ pub(crate) struct Args {
 const MAX_TOKENS: u64 = 1 << 24;
 /// Most sequences at once.
 const MAX_BATCH: usize = 1024;
-/// Tokens of the prompt that is read to warm up and to learn the pace.
-const WARM_UP_TOKENS: usize = 64;
 
 fn tokens(text: &str) -> Result<usize, String> {
     let tokens = size::parse_tokens(text)?;
@@ -120,8 +126,20 @@ impl Args {
         )
     }
 
+    fn tokens(&self) -> usize {
+        self.tokens.unwrap_or(32)
+    }
+
     fn rounds(&self) -> usize {
         self.repeat.unwrap_or(if self.quick { 3 } else { 5 }) as usize
+    }
+
+    fn kv_name(&self) -> String {
+        name(self.state.kv_dtype)
+    }
+
+    fn load_options(&self) -> LoadOptions {
+        self.cpu.load_options(Arithmetic::Fast)
     }
 
     fn seconds(&self) -> f64 {
@@ -129,39 +147,53 @@ impl Args {
     }
 }
 
+/// The name of an option's value.
+fn name(value: impl ValueEnum) -> String {
+    value.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+}
+
+/// Seconds since 1970.
+fn unix_time() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs())
+}
+
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
+    if args.comparison.asked() {
+        return compare::run(&args);
+    }
     let cpu = args.cpu.cpu()?;
     let machine = Machine::detect();
     let started = Instant::now();
     let source = source::resolve(args.model.as_deref())?;
-    let model = source::load_model(&source, &cpu, args.cpu.load_options(Arithmetic::Fast))?;
+    let model = source::load_model(&source, &cpu, args.load_options())?;
     let load_seconds = started.elapsed().as_secs_f64();
     let mut limits = Limits::new(machine.last_cache_bytes);
     let started = Instant::now();
-    let measured = measure(&args, &cpu, &model, &mut limits)?;
+    let work = Work::of(&model, args.state.into());
+    let memory = Memory { work: &work, available: machine.available_bytes };
+    let measured = rounds::measure(&args, &cpu, &model, memory, &mut limits)?;
     // The buffer that measures bandwidth was resident all the time.
     let peak = peak_resident_bytes().map(|bytes| bytes.saturating_sub(limits.bytes()));
-    let (work, limits) = (Work::of(&model, args.state.into()), limits.measured());
+    let limits = limits.measured();
     let lines = measured.samples.iter().filter_map(|(point, samples)| {
-        Some(Line::new(*point, Spread::of(samples)?, &work, &limits, args.tokens))
+        Some(Line::new(*point, Spread::of(samples)?, &work, &limits, args.tokens()))
     });
-    let name = |value: Option<PossibleValue>| {
-        value.map_or_else(String::new, |value| value.get_name().to_owned())
-    };
     let report = Report {
         version: env!("CARGO_PKG_VERSION"),
-        unix_time: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs()),
+        unix_time: unix_time(),
         machine,
         isa: cpu.isa().name(),
         threads: cpu.pool().threads(),
         model: source.name.clone(),
         pattern: model.config().pattern(),
         work,
-        kv_dtype: name(args.state.kv_dtype.to_possible_value()),
-        state_dtype: name(args.state.state_dtype.to_possible_value()),
+        kv_dtype: args.kv_name(),
+        state_dtype: name(args.state.state_dtype),
+        arithmetic: args.load_options().arithmetic.name(),
+        mlp_density: measured.mlp_density,
         chunk: args.chunk,
-        decode_tokens: args.tokens,
+        decode_tokens: args.tokens(),
         results: lines.collect(),
         limits,
         skipped: measured.skipped,
@@ -175,96 +207,4 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         false => write!(stdout(), "{report}")?,
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// What the rounds gave.
-struct Rounds {
-    samples: Vec<(Point, Vec<f64>)>,
-    skipped: Vec<Skipped>,
-}
-
-/// Measures rounds until there are enough or the time is used up.
-fn measure(args: &Args, cpu: &Cpu, model: &NemotronH, limits: &mut Limits) -> Result<Rounds> {
-    let started = Instant::now();
-    let points = args.points();
-    let rounds = args.rounds();
-    let mut bar = Progress::pieces("measuring", (points.len() * rounds) as u64);
-    bar.message("limits, warming up");
-    bar.set(0);
-    limits.sample(cpu);
-    let mut bencher = Bencher::new(cpu, model, args.state.into(), args.chunk);
-    let mut first = FirstRound::new(args, &mut bencher, started)?;
-    for point in points {
-        bar.message(&point.to_string());
-        first.point(&mut bencher, point)?;
-        bar.advance(1);
-    }
-    let FirstRound { mut rounds_so_far, seconds: once, .. } = first;
-    for _ in 1..rounds {
-        if started.elapsed().as_secs_f64() + once > args.seconds() {
-            break;
-        }
-        limits.sample(cpu);
-        for (point, samples) in &mut rounds_so_far.samples {
-            bar.message(&point.to_string());
-            samples.push(bencher.sample(*point, args.tokens)?);
-            bar.advance(1);
-        }
-    }
-    Ok(rounds_so_far)
-}
-
-/// The round that learns how long things take, and decides what is left out.
-struct FirstRound<'a> {
-    args: &'a Args,
-    started: Instant,
-    pace: Pace,
-    rounds_so_far: Rounds,
-    /// Seconds that the round took, filling of depths left out.
-    seconds: f64,
-}
-
-impl<'a> FirstRound<'a> {
-    fn new(args: &'a Args, bencher: &mut Bencher<'_>, started: Instant) -> Result<Self> {
-        bencher.prefill(1)?;
-        let prefill = bencher.prefill(WARM_UP_TOKENS)? / WARM_UP_TOKENS as f64;
-        let pace = Pace { prefill, step: bencher.decode(0, 1, 1)? };
-        let rounds_so_far = Rounds { samples: Vec::new(), skipped: Vec::new() };
-        // The limits of a round take about as long as those before it.
-        let seconds = started.elapsed().as_secs_f64();
-        Ok(Self { args, started, pace, rounds_so_far, seconds })
-    }
-
-    fn point(&mut self, bencher: &mut Bencher<'_>, point: Point) -> Result<()> {
-        let filled = match point {
-            Point::Prefill { .. } => 0,
-            Point::Decode { depth, .. } => bencher.filled(depth),
-        };
-        let estimate = self.pace.estimate(point, filled, self.args.tokens);
-        let (total, spent) = (self.args.seconds(), self.started.elapsed().as_secs_f64());
-        let always = match point {
-            Point::Prefill { .. } => self.rounds_so_far.samples.is_empty(),
-            Point::Decode { depth, batch } => (depth, batch) == (0, 1),
-        };
-        if let Some(reason) = plan::skip_reason(estimate, total - spent, total, always) {
-            self.rounds_so_far.skipped.push(Skipped { point, reason });
-            return Ok(());
-        }
-        let speed = bencher.sample(point, self.args.tokens)?;
-        match point {
-            Point::Prefill { tokens } => {
-                self.pace.prefill = 1.0 / speed;
-                self.seconds += (tokens as f64 / speed).max(SAMPLE_SECONDS);
-            }
-            Point::Decode { batch, .. } => {
-                if batch == 1 {
-                    self.pace.step = 1.0 / speed;
-                }
-                let seconds = (batch * self.args.tokens) as f64 / speed;
-                self.seconds += seconds.max(SAMPLE_SECONDS);
-            }
-        }
-        self.rounds_so_far.samples.push((point, vec![speed]));
-        Ok(())
-    }
 }

@@ -5,8 +5,9 @@ use clap::ValueEnum;
 use hybra_kernels::{Cpu, Isa};
 
 /// How activations meet the large matrices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Arithmetic {
+    #[default]
     /// Weights packed; activations in int8 (block formats) or bf16 (bf16 weights)
     Fast,
     /// Weights as stored, activations f32: slow, for comparison
@@ -56,8 +57,8 @@ pub(crate) struct ModelArgs {
     weight_cache: bool,
 }
 
-/// How weights are loaded.
-#[derive(Clone, Copy)]
+/// How weights are loaded; by default for fast arithmetic, without a cache.
+#[derive(Clone, Copy, Default)]
 pub(crate) struct LoadOptions {
     pub(crate) arithmetic: Arithmetic,
     pub(crate) weight_cache: bool,

@@ -13,6 +13,7 @@ use crate::convert::{report_fallbacks, summary};
 use crate::cpu::CpuArgs;
 use crate::source::{self, Described, GenerationDefaults};
 use anyhow::{Context, Result, bail};
+use hybra_kernels::Cpu;
 use hybra_model::config::Config;
 use hybra_model::memory::WeightFormat;
 use hybra_model::tensors::{GgufTransform, tensor_specs};
@@ -20,6 +21,7 @@ use hybra_tokenizer::{GgufVocab, Tokenizer};
 use random::RandomTensor;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Write a checkpoint of random weights, of any size
 ///
@@ -56,16 +58,41 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
-    let Described { mut config, name, .. } = source::describe(Some(&args.shape))?;
+    let Described { config, name, .. } = source::describe(Some(&args.shape))?;
     let path = target(&args, &name)?;
-    let tokenizer = tokenizer(&config, &name)?;
+    let cpu = args.cpu.cpu()?;
+    let shape = Shape { name: &name, config, dtype: args.dtype };
+    let (tensors, time) = write(shape, &path, args.seed, args.force, &cpu)?;
+    summary(&path, &tensors, time);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What a random checkpoint looks like.
+pub(crate) struct Shape<'a> {
+    /// For people.
+    pub(crate) name: &'a str,
+    pub(crate) config: Config,
+    /// Type of the matrices.
+    pub(crate) dtype: StoredType,
+}
+
+/// Writes random weights to `path`; gives the tensors and the time it took.
+pub(crate) fn write(
+    shape: Shape,
+    path: &Path,
+    seed: u64,
+    force: bool,
+    cpu: &Cpu,
+) -> Result<(Vec<OutTensor>, Duration)> {
+    let Shape { name, mut config, dtype: stored_type } = shape;
+    let tokenizer = tokenizer(&config, name)?;
     if let Some((_, tokenizer)) = &tokenizer {
         config.bos_token_id = tokenizer.bos();
         config.pad_token_id = tokenizer.pad();
         config.eos_token_ids = tokenizer.eos_ids().to_vec();
     }
-    let dtype = args.dtype.dtype();
-    let container = Container::of(&path);
+    let dtype = stored_type.dtype();
+    let container = Container::of(path);
     let format = match container {
         Container::Safetensors => WeightFormat::stored(dtype),
         // GGUF holds small tensors in F32.
@@ -75,7 +102,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         .into_iter()
         .map(|spec| OutTensor { dtype: format.dtype_of(&spec), spec })
         .collect();
-    report_fallbacks(&tensors, Some(args.dtype));
+    report_fallbacks(&tensors, Some(stored_type));
     let (eos, defaults) = (&config.eos_token_ids, GenerationDefaults::default());
     let (files, keys);
     let beside = match container {
@@ -91,14 +118,13 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Container::Gguf => {
             let vocabulary = tokenizer.map(|(vocabulary, _)| Vocabulary::Gguf(vocabulary));
             let vocabulary = vocabulary.unwrap_or(Vocabulary::Absent);
-            keys = gguf_metadata(&name, &config, eos, &defaults, dtype, vocabulary);
+            keys = gguf_metadata(name, &config, eos, &defaults, dtype, vocabulary);
             Beside::Metadata(&keys)
         }
     };
-    let cpu = args.cpu.cpu()?;
-    let mut output = Output::create(&path, &tensors, &beside, args.force, cpu.pool())?;
+    let mut output = Output::create(path, &tensors, &beside, force, cpu.pool())?;
     for tensor in &tensors {
-        let random = RandomTensor::new(args.seed, &tensor.spec, &config);
+        let random = RandomTensor::new(seed, &tensor.spec, &config);
         let is_decay = tensor.spec.gguf_transform == GgufTransform::NegExpALog;
         output.write_values(tensor, |first, out| {
             random.fill(first, out);
@@ -108,8 +134,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         })?;
     }
     let time = output.finish()?;
-    summary(&path, &tensors, time);
-    Ok(ExitCode::SUCCESS)
+    Ok((tensors, time))
 }
 
 /// Where to write: a file or a directory.

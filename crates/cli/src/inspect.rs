@@ -1,8 +1,10 @@
 //! `hybra inspect`: what a model is and what memory it takes.
 //!
 //! Everything follows from the configuration; a checkpoint adds what its tensors really take.
-//! Nothing is loaded, so the largest models are inspected at once.
+//! Nothing is loaded, so the largest models are inspected at once; only `--activations` runs the
+//! model.
 
+mod activations;
 mod print;
 
 use crate::size::{parse_bytes, parse_tokens};
@@ -30,6 +32,7 @@ Examples:
   hybra inspect nano2-9b --memory-budget 19.66GiB       does it fit, and what is the most that does?
   hybra inspect nano2-9b --dtype q4_0 --context 32k --batch 8 --memory-budget 16G
   hybra inspect model.gguf --json
+  hybra inspect model.gguf --activations                how many MLP units are nonzero?
 
 Sizes: GiB, MiB or G, M are powers of 1024; GB, MB of 1000. Tokens: 128k is 131,072.")]
 pub(crate) struct Args {
@@ -59,6 +62,8 @@ pub(crate) struct Args {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+    #[command(flatten)]
+    activations: activations::ActivationArgs,
     /// List the presets
     #[arg(long, exclusive = true)]
     presets: bool,
@@ -107,6 +112,12 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let Described { config, name, source } = source::describe(args.model.as_deref())?;
+    if args.activations.asked() {
+        let Some(source) = &source else {
+            bail!("{name}: has no weights to run; `hybra init` writes a random checkpoint of it")
+        };
+        return activations::run(&args.activations, source, args.json);
+    }
     let stored = source.as_ref().map(|source| stored(source, &config)).transpose()?;
     let request = request(&args, &config);
     let mut report = inspect(&config, &name, &request);

@@ -115,3 +115,32 @@ fn presets_are_listed_and_mistakes_are_named() {
     let error = hybra_fails(here(), &["inspect", "nano2-90b"]);
     assert!(error.contains("nano2-90b") && error.contains("owner/name"), "{error}");
 }
+
+#[test]
+fn activations_are_counted_for_every_mlp() {
+    let text = hybra(here(), &["inspect", "--activations", "--threads", "1"]);
+    let parts = ["nonzero hidden units", "built-in text", "union of tokens", "mean of all layers"];
+    for part in parts {
+        assert!(text.contains(part), "{part:?} is not in\n{text}");
+    }
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    let report = json(&["--activations", "--tokens", "40"]);
+    assert_eq!((&report["input"], &report["tokens"]), (&"random tokens".into(), &40.into()));
+    let layers = report["layers"].as_array().unwrap();
+    assert_eq!(
+        layers.len(),
+        json(&[])["architecture"]["num_mlp_layers"].as_u64().unwrap() as usize
+    );
+    for layer in layers {
+        let share = |value: &Value| value.as_f64().unwrap();
+        let [mean, min, max] = ["mean", "min", "max"].map(|key| share(&layer[key]));
+        let unions: Vec<_> =
+            layer["unions"].as_array().unwrap().iter().map(|u| share(&u["mean"])).collect();
+        assert!(0.0 < min && min <= mean && mean <= max && max <= 1.0, "{layer}");
+        assert!(mean <= unions[0] && unions[0] <= unions[1] && unions[1] <= unions[2], "{layer}");
+    }
+    let prompted = json(&["--activations", "--prompt", "c=b-7;b=0;"]);
+    assert_eq!(prompted["input"], "prompt");
+    let error = hybra_fails(here(), &["inspect", "micro", "--activations"]);
+    assert!(error.contains("no weights") && error.contains("hybra init"), "{error}");
+}

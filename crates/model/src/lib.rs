@@ -18,6 +18,7 @@ pub mod activations;
 mod attention;
 pub mod batch;
 pub mod config;
+pub mod density;
 mod draft;
 pub mod error;
 pub mod layer;

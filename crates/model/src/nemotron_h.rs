@@ -104,6 +104,10 @@ impl NemotronH {
             self.config.layers.iter().zip(&self.weights.layers).enumerate()
         {
             self.block(&pass, layer, config, weights, act, states);
+            if let LayerConfig::Mlp(m) = config {
+                let width = m.intermediate_size;
+                observer.mlp_hidden(layer, mlp::hidden(act, tokens, width), width);
+            }
             observer.block_output(layer, &act.hidden[..tokens * h]);
         }
         for (segment, state) in batch.segments().iter().zip(states) {

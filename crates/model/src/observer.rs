@@ -6,6 +6,11 @@ pub trait Observer {
     fn block_output(&mut self, layer: usize, hidden: &[f32]) {
         let _ = (layer, hidden);
     }
+
+    /// The hidden units of MLP layer `layer` after the squared ReLU, before `down`: `[T, width]`.
+    fn mlp_hidden(&mut self, layer: usize, hidden: &[f32], width: usize) {
+        let _ = (layer, hidden, width);
+    }
 }
 
 /// Observes nothing.

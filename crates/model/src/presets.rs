@@ -6,7 +6,10 @@
 
 use crate::config::{Config, InitConfig, TorchDtype};
 use crate::error::ConfigError;
-use crate::layer::{AttentionConfig, LayerWidths, Mamba2Config, MlpConfig, layers_from_pattern};
+use crate::layer::{
+    AttentionConfig, LayerConfig, LayerWidths, Mamba2Config, MlpConfig, layers_from_pattern,
+};
+use crate::memory::ParameterCount;
 
 /// What tells one preset from another; everything else is common to the family.
 struct Preset {
@@ -144,9 +147,61 @@ pub fn preset(name: &str) -> Result<Config, ConfigError> {
     Ok(config)
 }
 
+/// A dense Transformer as large as `config`: the same vocabulary, width, norms and attention heads
+/// (those of the first attention layer; without one, heads of 64 and a key head for four queries),
+/// half as many pairs `*-` as `config` has layers, and the MLP width that brings the number of
+/// parameters closest, in steps of 256 (of 32 where the hidden size is below 1024).
+///
+/// # Errors
+/// As [`Config::validate`].
+pub fn dense_transformer(config: &Config) -> Result<Config, ConfigError> {
+    let attention = config.attention_layers().next().copied().unwrap_or_else(|| {
+        let num_kv_heads = (config.hidden_size / 256).max(1);
+        AttentionConfig { num_heads: 4 * num_kv_heads, num_kv_heads, head_dim: 64 }
+    });
+    let pairs = config.layers.len().div_ceil(2);
+    let step = if config.hidden_size < 1024 { 32 } else { 256 };
+    let with_width = |intermediate_size| {
+        let pair =
+            [LayerConfig::Attention(attention), LayerConfig::Mlp(MlpConfig { intermediate_size })];
+        Config { layers: pair.repeat(pairs), ..config.clone() }
+    };
+    let size = |intermediate| ParameterCount::of(&with_width(intermediate)).total;
+    let per_step = size(2 * step) - size(step);
+    let missing = ParameterCount::of(config).total.saturating_sub(size(step));
+    let steps = 1 + (missing + per_step / 2) / per_step;
+    let transformer = with_width(step * steps as usize);
+    transformer.validate("dense transformer")?;
+    Ok(transformer)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::memory::kv_bytes_per_token;
+    use hybra_kernels::DType;
+
+    #[test]
+    fn the_8b_transformer_is_as_large_as_the_9b() {
+        let [hybrid, dense] = ["nano2-9b", "transformer-8b"].map(|name| preset(name).unwrap());
+        let size = |config: &Config| ParameterCount::of(config).total as f64;
+        assert!((size(&dense) / size(&hybrid) - 1.0).abs() < 0.01);
+        assert_eq!(kv_bytes_per_token(&dense, DType::Bf16), 144 << 10);
+        assert_eq!(kv_bytes_per_token(&hybrid, DType::Bf16), 16 << 10);
+    }
+
+    #[test]
+    fn a_dense_transformer_is_as_large_as_its_model() {
+        for (name, within) in [("nano2-9b", 0.003), ("hybrid-0.5b", 0.006), ("micro", 0.02)] {
+            let config = preset(name).unwrap();
+            let dense = dense_transformer(&config).unwrap();
+            let size = |config: &Config| ParameterCount::of(config).total as f64;
+            let ratio = size(&dense) / size(&config);
+            assert!((ratio - 1.0).abs() < within, "{name}: {ratio}");
+            assert_eq!(dense.mamba_layers().count(), 0);
+            assert_eq!(dense.attention_layers().next(), config.attention_layers().next());
+        }
+    }
 
     #[test]
     fn every_preset_is_valid_and_has_its_own_name() {

@@ -7,6 +7,7 @@
 use crate::config::Config;
 use crate::draft::Draft;
 use crate::layer::{LayerConfig, Mamba2Config};
+use hybra_kernels::MatRef;
 use hybra_kernels::ops::attention::{KvCache, KvDtype};
 use hybra_kernels::ops::ssm_state::{SsmDtype, SsmState};
 
@@ -120,11 +121,79 @@ impl SequenceState {
         self.layers.iter().map(layer).sum::<usize>() + self.draft.bytes()
     }
 
+    /// For measuring only: makes the state look as if `tokens` more tokens had been read, without
+    /// reading them. Caches grow by plausible keys and values, recurrent state becomes nonzero; all
+    /// memory is this sequence's own. What a model generates from such a state means nothing.
+    pub fn pretend_read(&mut self, tokens: usize) {
+        let mut noise = Noise::default();
+        for layer in &mut self.layers {
+            match layer {
+                LayerState::Mamba2(state) => {
+                    state.conv.iter_mut().for_each(|value| *value = noise.next());
+                    state.ssm.fill_with(|| noise.next());
+                }
+                LayerState::Attention(cache) => noise.append(cache, tokens),
+                LayerState::Mlp => {}
+            }
+        }
+        self.len += tokens;
+    }
+
     pub(crate) fn layer_mut(&mut self, layer: usize) -> &mut LayerState {
         &mut self.layers[layer]
     }
 
     pub(crate) fn advance(&mut self, tokens: usize) {
         self.len += tokens;
+    }
+}
+
+/// Values between −1 and 1, the same in every run: Knuth's 64-bit linear congruence.
+#[derive(Default)]
+struct Noise(u64);
+
+impl Noise {
+    fn next(&mut self) -> f32 {
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    }
+
+    /// Appends `tokens` positions, pieces of which repeat.
+    fn append(&mut self, cache: &mut KvCache, tokens: usize) {
+        const ROWS: usize = 64;
+        let width = cache.num_kv_heads() * cache.head_dim();
+        let values: Vec<f32> = (0..(ROWS + 1) * width).map(|_| self.next()).collect();
+        let rows = MatRef::new(&values, width);
+        for first in (0..tokens).step_by(ROWS) {
+            let count = ROWS.min(tokens - first);
+            cache.append(rows.rows_at(0, count), rows.rows_at(1, count));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::presets::preset;
+
+    #[test]
+    fn pretending_to_read_grows_caches_and_fills_state() {
+        let config = preset("micro").unwrap();
+        let mut state = SequenceState::new(&config, KvDtype::Bf16);
+        state.pretend_read(100);
+        state.pretend_read(1);
+        assert_eq!(state.len(), 101);
+        for layer in state.layers() {
+            match layer {
+                LayerState::Mamba2(m) => {
+                    let SsmState::F32(ssm) = &m.ssm else { panic!("f32 by default") };
+                    assert!(ssm.iter().chain(&m.conv).all(|v| (-1.0..=1.0).contains(v)));
+                    assert!(ssm[0] != ssm[1] && m.conv[0] != m.conv[1]);
+                }
+                LayerState::Attention(cache) => assert_eq!(cache.len(), 101),
+                LayerState::Mlp => {}
+            }
+        }
     }
 }

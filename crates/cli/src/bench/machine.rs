@@ -12,6 +12,9 @@ pub(crate) struct Machine {
     pub(crate) cores: usize,
     /// Bytes of the largest cache of a core, which other cores may share.
     pub(crate) last_cache_bytes: Option<u64>,
+    /// Bytes that new work can take without swapping, as of the start: what is free or can be
+    /// freed at once, and no more than the control group allows.
+    pub(crate) available_bytes: Option<u64>,
     pub(crate) arch: &'static str,
     pub(crate) os: &'static str,
 }
@@ -28,6 +31,10 @@ impl Machine {
             cpu: cpu_model(&cpuinfo),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             last_cache_bytes: sizes.max(),
+            available_bytes: available_bytes(
+                &fs::read_to_string("/proc/meminfo").unwrap_or_default(),
+                fs::read_to_string("/sys/fs/cgroup/memory.max").ok().as_deref(),
+            ),
             arch: std::env::consts::ARCH,
             os: std::env::consts::OS,
         }
@@ -56,7 +63,18 @@ fn cache_bytes(text: &str) -> Option<u64> {
 }
 
 fn high_water_mark(status: &str) -> Option<u64> {
-    field(status, "VmHWM")?.strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+    kilobytes(field(status, "VmHWM")?)
+}
+
+fn available_bytes(meminfo: &str, group_limit: Option<&str>) -> Option<u64> {
+    let available = kilobytes(field(meminfo, "MemAvailable")?)?;
+    // Without a limit the file says `max`.
+    let limit = group_limit.and_then(|limit| limit.trim().parse().ok());
+    Some(available.min(limit.unwrap_or(u64::MAX)))
+}
+
+fn kilobytes(text: &str) -> Option<u64> {
+    text.strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
 #[cfg(test)]
@@ -73,5 +91,9 @@ mod tests {
         let status = "VmPeak:\t  999999 kB\nVmHWM:\t    2048 kB\nVmRSS:\t 1 kB\n";
         assert_eq!(high_water_mark(status), Some(2 << 20));
         assert_eq!(high_water_mark("VmRSS: 1 kB"), None);
+        let meminfo = "MemTotal: 9000 kB\nMemFree: 10 kB\nMemAvailable:   3000 kB\n";
+        assert_eq!(available_bytes(meminfo, Some("max\n")), Some(3000 << 10));
+        assert_eq!(available_bytes(meminfo, Some("1048576\n")), Some(1 << 20));
+        assert_eq!(available_bytes("", None), None);
     }
 }

@@ -1,14 +1,15 @@
 //! Times the model's forward pass: prompts in pieces as the engine feeds them, and single steps.
 //!
 //! Depth is real: the state behind `depth` tokens comes from reading as many, once, and every
-//! pass at that depth works on a copy. Token ids are arbitrary and the same in every run; choosing
-//! tokens is not part of a step.
+//! pass at that depth works on a copy; only comparisons pretend to a depth. Token ids are
+//! arbitrary and the same in every run; choosing tokens is not part of a step.
 
 use super::plan::Point;
 use anyhow::Result;
 use hybra_kernels::Cpu;
 use hybra_model::{
-    Activations, Batch, LogitsFor, NemotronH, NoObserver, SequenceState, StateDtypes,
+    Activations, Batch, Config, LogitsFor, NemotronH, NoObserver, Observer, SequenceState,
+    StateDtypes,
 };
 use std::collections::BTreeMap;
 use std::time::Instant;
@@ -62,11 +63,35 @@ impl<'m> Bencher<'m> {
         Ok(tokens as f64 / seconds)
     }
 
+    /// The model's configuration.
+    pub(crate) fn config(&self) -> &'m Config {
+        self.model.config()
+    }
+
+    /// A state that is as long as `len` tokens without having read them.
+    pub(crate) fn pretended_state(&self, len: usize) -> SequenceState {
+        let mut state = self.model.new_state(self.dtypes);
+        state.pretend_read(len);
+        state
+    }
+
     /// Seconds to read a prompt of `tokens` tokens and give the logits of its last one.
     pub(crate) fn prefill(&mut self, tokens: usize) -> Result<f64> {
+        self.observe(tokens, &mut NoObserver)
+    }
+
+    /// [`prefill`](Self::prefill) under an observer.
+    pub(crate) fn observe(&mut self, tokens: usize, observer: &mut dyn Observer) -> Result<f64> {
         let mut state = self.model.new_state(self.dtypes);
         let started = Instant::now();
-        self.read(&mut state, tokens, LogitsFor::Last)?;
+        self.read(&mut state, tokens, LogitsFor::Last, observer)?;
+        Ok(started.elapsed().as_secs_f64())
+    }
+
+    /// Seconds to read `tokens` more tokens of a prompt into `state`, without logits.
+    pub(crate) fn read_slice(&mut self, state: &mut SequenceState, tokens: usize) -> Result<f64> {
+        let started = Instant::now();
+        self.read(state, tokens, LogitsFor::None, &mut NoObserver)?;
         Ok(started.elapsed().as_secs_f64())
     }
 
@@ -96,13 +121,19 @@ impl<'m> Bencher<'m> {
             filled => self.snapshots[&filled].clone(),
         };
         let missing = depth - state.len();
-        self.read(&mut state, missing, LogitsFor::None)?;
+        self.read(&mut state, missing, LogitsFor::None, &mut NoObserver)?;
         self.snapshots.insert(depth, state.clone());
         Ok(state)
     }
 
     /// Appends `tokens` tokens in pieces; `last` tells whose logits the last piece gives.
-    fn read(&mut self, state: &mut SequenceState, tokens: usize, last: LogitsFor) -> Result<()> {
+    fn read(
+        &mut self,
+        state: &mut SequenceState,
+        tokens: usize,
+        last: LogitsFor,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
         let end = state.len() + tokens;
         while state.len() < end {
             let len = self.chunk.min(end - state.len());
@@ -110,13 +141,13 @@ impl<'m> Bencher<'m> {
             let logits = if state.len() + len == end { last } else { LogitsFor::None };
             let batch = Batch::single(&ids, logits);
             let mut states = [&mut *state];
-            self.model.forward(self.cpu, &batch, &mut states, &mut self.act, &mut NoObserver)?;
+            self.model.forward(self.cpu, &batch, &mut states, &mut self.act, observer)?;
         }
         Ok(())
     }
 
     /// One token for every sequence.
-    fn step(&mut self, states: &mut [SequenceState], position: usize) -> Result<()> {
+    pub(crate) fn step(&mut self, states: &mut [SequenceState], position: usize) -> Result<()> {
         let mut batch = Batch::default();
         for sequence in 0..states.len() {
             batch.push(&[self.token(position, sequence)], LogitsFor::Last);

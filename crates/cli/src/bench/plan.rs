@@ -4,6 +4,7 @@
 //! all of them. A point whose estimate exceeds the time left is skipped with its reason; the
 //! first prefill and plain decoding always run.
 
+use crate::size;
 use serde::Serialize;
 use std::fmt;
 
@@ -83,6 +84,12 @@ pub(crate) fn skip_reason(estimate: f64, left: f64, total: f64, first: bool) -> 
     Some(format!("takes up to {:.0} s; --seconds {needed:.0} allows it", estimate.ceil()))
 }
 
+/// Why a point that needs `needed` bytes is left out where `available` are.
+pub(crate) fn memory_reason(needed: u64, available: Option<u64>) -> Option<String> {
+    let available = available.filter(|&available| needed > available)?;
+    Some(format!("needs {}, available are {}", size::bytes(needed), size::bytes(available)))
+}
+
 /// Median, least and most of some samples.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub(crate) struct Spread {
@@ -137,6 +144,14 @@ mod tests {
         assert_eq!(skip_reason(500.0, 6.0, 60.0, true), None);
         let reason = skip_reason(500.0, 6.0, 60.0, false).unwrap();
         assert_eq!(reason, "takes up to 500 s; --seconds 554 allows it");
+    }
+
+    #[test]
+    fn what_does_not_fit_is_skipped_with_the_memory_it_needs() {
+        assert_eq!(memory_reason(5 << 30, None), None);
+        assert_eq!(memory_reason(5 << 30, Some(5 << 30)), None);
+        let reason = memory_reason(5 << 30, Some(3 << 29)).unwrap();
+        assert_eq!(reason, "needs 5.00 GiB, available are 1.50 GiB");
     }
 
     #[test]

@@ -25,6 +25,11 @@ pub(crate) struct Report {
     pub(crate) kv_dtype: String,
     /// Of the recurrent state.
     pub(crate) state_dtype: String,
+    /// Of the matrix products.
+    pub(crate) arithmetic: String,
+    /// Hidden units of the MLPs that are nonzero after the squared ReLU, on the tokens that warm
+    /// up; `None` without MLPs.
+    pub(crate) mlp_density: Option<f64>,
     /// Tokens of a prompt in one forward pass.
     pub(crate) chunk: usize,
     /// Tokens that a decode point generates for each sequence.
@@ -91,12 +96,16 @@ impl Report {
         writeln!(f, "hybra {version}, {model}: {}", self.pattern)?;
         writeln!(
             f,
-            "{} parameters, {} of weights, {} KV cache, {} state",
+            "{} parameters, {} of weights, {} arithmetic, {} KV cache, {} state",
             size::short_count(work.parameters),
             size::bytes(work.weight_bytes),
+            self.arithmetic,
             self.kv_dtype,
             self.state_dtype
         )?;
+        if let Some(density) = self.mlp_density {
+            writeln!(f, "{:.1} % of the MLPs' hidden units are nonzero", 100.0 * density)?;
+        }
         let cpu = machine.cpu.as_deref().unwrap_or("unknown CPU");
         let (threads, cores) = (plural(self.threads, "thread"), plural(machine.cores, "core"));
         writeln!(f, "{cpu}, {threads} on {cores}, {}\n", self.isa)
@@ -165,12 +174,12 @@ fn write_limit(f: &mut fmt::Formatter<'_>, name: &str, rate: Spread) -> fmt::Res
     writeln!(f, "  {name:<32} {:>8}  {range:>13}", giga(rate.median))
 }
 
-fn plural(count: usize, noun: &str) -> String {
+pub(super) fn plural(count: usize, noun: &str) -> String {
     format!("{count} {noun}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Three digits that matter, and no more behind the point than that takes.
-fn number(value: f64) -> String {
+pub(super) fn number(value: f64) -> String {
     match value {
         v if v >= 99.95 => size::count(v.round() as u64),
         v if v >= 9.995 => format!("{v:.1}"),

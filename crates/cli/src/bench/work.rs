@@ -25,8 +25,9 @@ pub(crate) struct Work {
     pub(crate) weight_bytes: u64,
     /// Of these, read in every step: all but a separate embedding, of which a row is read.
     pub(crate) step_weight_bytes: u64,
-    state_bytes: u64,
-    kv_bytes_per_token: u64,
+    /// Of a sequence, at any length.
+    pub(crate) state_bytes: u64,
+    pub(crate) kv_bytes_per_token: u64,
 }
 
 impl Work {
@@ -59,6 +60,18 @@ impl Work {
             Point::Decode { .. } => 1.0,
         };
         2.0 * (self.layer_parameters as f64 + heads * self.head_parameters as f64)
+    }
+
+    /// Bytes that a point holds at once: weights, and state and KV cache of its sequences; one
+    /// sequence more where copies of a depth are measured.
+    pub(crate) fn resident_bytes(&self, point: Point, steps: usize) -> u64 {
+        let (len, sequences) = match point {
+            Point::Prefill { tokens } => (tokens, 1),
+            Point::Decode { depth: 0, batch } => (steps + 1, batch),
+            Point::Decode { depth, batch } => (depth + steps + 1, batch + 1),
+        };
+        let sequence = self.state_bytes + self.kv_bytes_per_token * len as u64;
+        self.weight_bytes + sequence * sequences as u64
     }
 
     /// Bytes read per token, for decode points; `steps` tokens are generated behind the depth.
@@ -97,5 +110,7 @@ mod tests {
         assert_eq!(work.bytes_per_token(Point::Prefill { tokens: 50 }, 8), None);
         let deep = Point::Decode { depth: 95, batch: 4 };
         assert_eq!(work.bytes_per_token(deep, 8), Some(600.0 + 40.0 + 200.0));
+        assert_eq!(work.resident_bytes(deep, 8), 2600 + 5 * (40 + 2 * 104));
+        assert_eq!(work.resident_bytes(Point::Prefill { tokens: 50 }, 8), 2600 + 140);
     }
 }

@@ -57,6 +57,14 @@ impl SsmState {
         }
     }
 
+    /// Sets every value, in order, rounded as a store rounds.
+    pub fn fill_with(&mut self, mut value: impl FnMut() -> f32) {
+        match self {
+            Self::F32(values) => values.iter_mut().for_each(|v| *v = value()),
+            Self::Bf16(values) => values.iter_mut().for_each(|v| *v = bf16_bits(value())),
+        }
+    }
+
     /// All of it, to be written.
     pub fn view_mut(&mut self) -> SsmStateMut<'_> {
         match self {
