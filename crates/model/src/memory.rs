@@ -384,7 +384,7 @@ mod tests {
         assert_eq!([w.hidden, w.normed, w.out], [512 * 4480; 3]);
         assert_eq!([w.wide, w.mix], [512 * 22656, 512 * 10240]);
         assert_eq!(w.logits, 3 * 131_072);
-        let floats = 512 * (3 * 4480 + 22656 + 12288 + 10240) + 3 * 131_072;
+        let floats = 512 * (3 * 4480 + 22656 + 10240) + 3 * 131_072;
         assert_eq!(w.total_bytes(), 4 * floats);
     }
 }
