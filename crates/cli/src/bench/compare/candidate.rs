@@ -152,7 +152,7 @@ mod tests {
     fn random_weights_leave_no_file_behind() {
         let cpu = Cpu::new(hybra_kernels::Isa::Scalar, 1);
         let [model, _] = pair(Some("micro"), "micro", None).unwrap();
-        let loaded = model.load(&cpu).unwrap();
+        let loaded = model.load(&cpu, LoadOptions::default()).unwrap();
         assert_eq!(loaded.model.config().hidden_size, 64);
         assert_eq!(loaded._directory.is_some(), !cfg!(unix));
     }
