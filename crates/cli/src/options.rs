@@ -18,6 +18,8 @@ pub(crate) enum KvDtypeArg {
     F32,
     /// Half the memory
     Bf16,
+    /// A quarter: bytes with a scale for each position and head
+    Q8,
 }
 
 impl From<KvDtypeArg> for KvDtype {
@@ -25,6 +27,7 @@ impl From<KvDtypeArg> for KvDtype {
         match arg {
             KvDtypeArg::F32 => KvDtype::F32,
             KvDtypeArg::Bf16 => KvDtype::Bf16,
+            KvDtypeArg::Q8 => KvDtype::Q8,
         }
     }
 }

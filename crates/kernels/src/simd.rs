@@ -24,6 +24,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn store(self, v: Self::V, s: &mut [f32]);
     /// The first `LANES` bf16 bit patterns of `s`, widened; panics if there are fewer.
     fn load_bf16(self, s: &[u16]) -> Self::V;
+    /// The first `LANES` values of `s`, widened; panics if there are fewer.
+    fn load_i8(self, s: &[i8]) -> Self::V;
     /// `a + b`.
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a − b`.
@@ -48,6 +50,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn sum(self, a: Self::V) -> f32;
     /// Largest lane.
     fn max_lane(self, a: Self::V) -> f32;
+
+    /// Asks for the cache line where `s` begins: a hint that changes no value.
+    #[inline(always)]
+    fn prefetch<T>(self, _s: &[T]) {}
 
     /// Zero.
     #[inline(always)]
@@ -165,7 +171,7 @@ mod tests {
         }
     }
 
-    struct Lanes<'a>(&'a [f32; 16], &'a [u16; 16]);
+    struct Lanes<'a>(&'a [f32; 16], &'a [u16; 16], &'a [i8; 16]);
     impl WithSimd for Lanes<'_> {
         type Output = Vec<f32>;
         #[inline(always)]
@@ -184,6 +190,7 @@ mod tests {
                 s.round(s.mul(a, s.splat(0.5))),
                 s.pow2(a),
                 s.silu(a),
+                s.load_i8(self.2),
             ] {
                 let mut lane = [0.0; 16];
                 s.store(v, &mut lane);
@@ -199,9 +206,10 @@ mod tests {
         let a: [f32; 16] = std::array::from_fn(|i| i as f32 - 5.0);
         let b: [f32; 16] = std::array::from_fn(|i| if i % 2 == 0 { 2.0 } else { -4.0 });
         let bits: [u16; 16] = std::array::from_fn(|i| (b[i].to_bits() >> 16) as u16);
+        let bytes: [i8; 16] = std::array::from_fn(|i| [-128, 127, 0, -3][i % 4]);
         for isa in Isa::available() {
-            let got = dispatch(isa, Lanes(&a, &bits));
-            let lanes = (got.len() - 2) / 11;
+            let got = dispatch(isa, Lanes(&a, &bits, &bytes));
+            let lanes = (got.len() - 2) / 12;
             let mut want = vec![a[..lanes].iter().sum(), a[lanes - 1]];
             let ops: [fn(f32, f32) -> f32; 11] = [
                 |a, b| a + b,
@@ -219,6 +227,7 @@ mod tests {
             for op in ops {
                 want.extend((0..lanes).map(|i| op(a[i], b[i])));
             }
+            want.extend(bytes[..lanes].iter().map(|&byte| f32::from(byte)));
             for (i, (g, w)) in got.iter().zip(&want).enumerate() {
                 assert!((g - w).abs() <= 3e-7 * w.abs(), "{isa} value {i}: {g} ≠ {w}");
             }

@@ -28,6 +28,10 @@ impl Simd for Scalar {
         f32::from_bits(u32::from(s[0]) << 16)
     }
     #[inline(always)]
+    fn load_i8(self, s: &[i8]) -> f32 {
+        f32::from(s[0])
+    }
+    #[inline(always)]
     fn add(self, a: f32, b: f32) -> f32 {
         a + b
     }

@@ -7,6 +7,7 @@ pub mod attention;
 pub mod causal_conv1d;
 pub mod embedding;
 pub mod gemm;
+mod kv_block;
 mod kv_cache;
 pub mod quantize;
 pub mod rms_norm;

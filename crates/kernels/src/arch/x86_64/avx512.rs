@@ -80,6 +80,17 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
+    fn load_i8(self, s: &[i8]) -> __m512 {
+        assert!(s.len() >= 16);
+        // SAFETY: the token proves the features; 16 values are in bounds.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(s.as_ptr().cast()))) }
+    }
+    #[inline(always)]
+    fn prefetch<T>(self, s: &[T]) {
+        // SAFETY: a prefetch reads nothing, whatever the address; SSE is part of x86-64.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(s.as_ptr().cast()) }
+    }
+    #[inline(always)]
     fn add(self, a: __m512, b: __m512) -> __m512 {
         // SAFETY: the token proves the features.
         unsafe { _mm512_add_ps(a, b) }
