@@ -135,7 +135,9 @@ impl Plan {
         for list in [&mut *tile_segments, split_segments, tasks] {
             list.clear();
         }
-        (tiles.clear(), split.clear(), tasks.push(0));
+        tiles.clear();
+        split.clear();
+        tasks.push(0);
         (self.split_queries, self.operations) = (0, 0);
         for i in 0..num {
             let Segment { rows, cache, past } = segment(i);
