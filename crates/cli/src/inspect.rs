@@ -14,7 +14,7 @@ use clap::ValueEnum;
 use hybra_kernels::DType;
 use hybra_model::config::{Config, TorchDtype};
 use hybra_model::load::find_tensors;
-use hybra_model::memory::{MemoryModel, MemorySettings, ParameterCount, WeightFormat};
+use hybra_model::memory::{KvFormat, MemoryModel, MemorySettings, ParameterCount, WeightFormat};
 use hybra_model::presets::{preset, preset_names};
 use hybra_model::report::{Fit, InspectReport, InspectRequest, inspect};
 use serde::Serialize;
@@ -74,6 +74,7 @@ pub(crate) struct Args {
 enum KvType {
     F32,
     Bf16,
+    Q8,
 }
 
 fn weight_type(name: &str) -> Result<DType, String> {
@@ -147,8 +148,9 @@ fn request(args: &Args, config: &Config) -> InspectRequest {
         settings: MemorySettings {
             weights: WeightFormat::stored(args.dtype.unwrap_or(configured)),
             kv: match args.kv_dtype {
-                KvType::F32 => DType::F32,
-                KvType::Bf16 => DType::Bf16,
+                KvType::F32 => KvFormat::Values(DType::F32),
+                KvType::Bf16 => KvFormat::Values(DType::Bf16),
+                KvType::Q8 => KvFormat::Q8,
             },
             prefill_chunk: args.prefill_chunk as usize,
         },

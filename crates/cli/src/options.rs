@@ -20,6 +20,8 @@ pub(crate) enum KvDtypeArg {
     F32,
     /// Half the memory
     Bf16,
+    /// A quarter: bytes with a scale for each position and head
+    Q8,
 }
 
 impl From<KvDtypeArg> for KvDtype {
@@ -27,6 +29,7 @@ impl From<KvDtypeArg> for KvDtype {
         match arg {
             KvDtypeArg::F32 => KvDtype::F32,
             KvDtypeArg::Bf16 => KvDtype::Bf16,
+            KvDtypeArg::Q8 => KvDtype::Q8,
         }
     }
 }

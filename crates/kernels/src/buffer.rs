@@ -4,6 +4,7 @@
 //! different indices never overlap, so workers may write them at the same time.
 
 use std::marker::PhantomData;
+use std::ops::Range;
 
 /// A read-only matrix: `rows` rows of `cols` values, `stride` values from row to row.
 #[derive(Clone, Copy)]
@@ -223,6 +224,50 @@ unsafe impl<'a> Parts for Tiles<'a> {
     }
 }
 
+/// Bands of rows of a matrix, each split into panels of `width` columns: part `i` is panel
+/// `i % panels` of band `i / panels`.
+pub struct Bands<'a, 'b> {
+    matrix: MatMut<'a>,
+    bands: &'b [Range<usize>],
+    width: usize,
+}
+
+impl<'a, 'b> Bands<'a, 'b> {
+    /// The rows of `bands`, ascending; rows in none of them stay as they are.
+    ///
+    /// # Panics
+    /// If a band is empty, overlaps another, or leaves the matrix.
+    pub fn new(matrix: MatMut<'a>, bands: &'b [Range<usize>], width: usize) -> Self {
+        let mut end = 0;
+        for band in bands {
+            assert!(end <= band.start && band.start < band.end, "band {band:?} behind row {end}");
+            end = band.end;
+        }
+        assert!(end <= matrix.rows, "bands up to row {end} of {}", matrix.rows);
+        Self { matrix, bands, width: width.max(1) }
+    }
+}
+
+// SAFETY: parts are made by index from the exclusive borrow that this holds.
+unsafe impl Sync for Bands<'_, '_> {}
+
+// SAFETY: bands are disjoint ranges of rows, as `new` has checked; panels are disjoint columns.
+unsafe impl<'a> Parts for Bands<'a, '_> {
+    type Part = MatMut<'a>;
+    fn count(&self) -> usize {
+        self.bands.len() * self.matrix.cols.div_ceil(self.width)
+    }
+    unsafe fn part(&self, i: usize) -> MatMut<'a> {
+        let MatMut { data, cols, stride, .. } = self.matrix;
+        let panels = cols.div_ceil(self.width);
+        let (band, col) = (&self.bands[i / panels], i % panels * self.width);
+        // SAFETY: the band's first row and the column are inside the matrix.
+        let data = unsafe { data.add(band.start * stride + col) };
+        let cols = self.width.min(cols - col);
+        MatMut { data, rows: band.len(), cols, stride, owner: PhantomData }
+    }
+}
+
 /// A slice split into chunks of `len` values (the last may be shorter).
 pub struct Chunks<'a, T> {
     data: *mut T,
@@ -253,6 +298,33 @@ unsafe impl<'a, T: Send> Parts for Chunks<'a, T> {
         let len = self.len.min(self.total - from);
         // SAFETY: the range lies inside the exclusive borrow; the caller holds each index once.
         unsafe { std::slice::from_raw_parts_mut(self.data.add(from), len) }
+    }
+}
+
+/// One of two kinds of parts.
+pub enum Either<A, B> {
+    /// Of the first kind.
+    First(A),
+    /// Of the second kind.
+    Second(B),
+}
+
+/// The parts of A, then the parts of B.
+pub struct Both<A, B>(pub A, pub B);
+
+// SAFETY: both members keep the contract, and they are borrows of different things.
+unsafe impl<A: Parts, B: Parts> Parts for Both<A, B> {
+    type Part = Either<A::Part, B::Part>;
+    fn count(&self) -> usize {
+        self.0.count() + self.1.count()
+    }
+    unsafe fn part(&self, i: usize) -> Self::Part {
+        match i.checked_sub(self.0.count()) {
+            // SAFETY: the index is below the count of the first member and comes once.
+            None => Either::First(unsafe { self.0.part(i) }),
+            // SAFETY: as above, for the second member.
+            Some(i) => Either::Second(unsafe { self.1.part(i) }),
+        }
     }
 }
 
@@ -312,5 +384,32 @@ mod tests {
         });
         let want = |r: usize, c: usize| (r / 2 * 3 + c / 3) as f32;
         assert!((0..35).all(|i| data[i] == want(i / 7, i % 7)), "{data:?}");
+    }
+
+    #[test]
+    fn bands_and_chunks_share_a_job_and_cover_what_they_name() {
+        let (mut data, mut sums) = (vec![0.0; 6 * 5], vec![0.0; 5]);
+        let bands = [0..1, 2..5];
+        let parts =
+            Both(Bands::new(MatMut::new(&mut data, 5), &bands, 3), Chunks::new(&mut sums, 2));
+        ThreadPool::new(3).for_parts(parts, |i, part| match part {
+            Either::First(mut m) => {
+                for r in 0..m.rows() {
+                    m.row_mut(r).iter_mut().for_each(|v| *v += (i + 1) as f32);
+                }
+            }
+            Either::Second(chunk) => chunk.iter_mut().for_each(|v| *v += (i + 1) as f32),
+        });
+        let rows: Vec<f32> = data.chunks(5).flat_map(|r| [r[0], r[2], r[3], r[4]]).collect();
+        let (a, b, none) = ([1., 1., 2., 2.], [3., 3., 4., 4.], [0.; 4]);
+        assert_eq!(rows, [a, none, b, b, b, none].concat());
+        assert_eq!(sums, [5., 5., 6., 6., 7.]);
+    }
+
+    #[test]
+    #[should_panic(expected = "behind row 3")]
+    fn bands_that_overlap_are_refused() {
+        let mut data = vec![0.0; 20];
+        Bands::new(MatMut::new(&mut data, 4), &[0..3, 2..4], 4);
     }
 }

@@ -36,11 +36,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
             *to = bf16_bits(v);
         }
     }
-    /// Asks for the cache line of the first value of `s`, to be read soon; no effect on values.
-    #[inline(always)]
-    fn prefetch(self, s: &[f32]) {
-        let _ = s;
-    }
+    /// The first `LANES` values of `s`, widened; panics if there are fewer.
+    fn load_i8(self, s: &[i8]) -> Self::V;
     /// `a + b`.
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a − b`.
@@ -75,8 +72,6 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn load_f16(self, s: &[u8]) -> Self::V;
     /// The first `LANES` bytes of `s` as unsigned numbers; panics if there are fewer.
     fn load_u8(self, s: &[u8]) -> Self::V;
-    /// The first `LANES` bytes of `s` as signed numbers; panics if there are fewer.
-    fn load_i8(self, s: &[u8]) -> Self::V;
     /// Stores integral lanes in −128 ..= 127 as bytes; panics if there is less room.
     fn store_i8(self, v: Self::V, s: &mut [u8]);
 
@@ -107,6 +102,9 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn to_f32(self, a: Self::I) -> Self::V;
     /// `acc + w₀a₀ + w₁a₁` over the two bf16 of every lane.
     fn dot_bf16(self, acc: Self::V, w: Self::I, a: Self::I) -> Self::V;
+    /// Asks for the cache line where `s` begins: a hint that changes no value.
+    #[inline(always)]
+    fn prefetch<T>(self, _s: &[T]) {}
 
     /// Zero.
     #[inline(always)]
@@ -272,7 +270,7 @@ mod tests {
         }
     }
 
-    struct Lanes<'a>(&'a [f32; 16], &'a [u16; 16]);
+    struct Lanes<'a>(&'a [f32; 16], &'a [u16; 16], &'a [i8; 16]);
     impl WithSimd for Lanes<'_> {
         type Output = Vec<f32>;
         #[inline(always)]
@@ -292,6 +290,7 @@ mod tests {
                 s.pow2(a),
                 s.scale(b, a),
                 s.silu(a),
+                s.load_i8(self.2),
             ] {
                 let mut lane = [0.0; 16];
                 s.store(v, &mut lane);
@@ -307,8 +306,9 @@ mod tests {
         let a: [f32; 16] = std::array::from_fn(|i| i as f32 - 5.0);
         let b: [f32; 16] = std::array::from_fn(|i| if i % 2 == 0 { 2.0 } else { -4.0 });
         let bits: [u16; 16] = std::array::from_fn(|i| (b[i].to_bits() >> 16) as u16);
+        let bytes: [i8; 16] = std::array::from_fn(|i| [-128, 127, 0, -3][i % 4]);
         for isa in Isa::available() {
-            let got = dispatch(isa, Lanes(&a, &bits));
+            let got = dispatch(isa, Lanes(&a, &bits, &bytes));
             let lanes = (got.len() - 2) / 12;
             let mut want = vec![a[..lanes].iter().sum(), a[lanes - 1]];
             let ops: [fn(f32, f32) -> f32; 12] = [
@@ -328,6 +328,7 @@ mod tests {
             for op in ops {
                 want.extend((0..lanes).map(|i| op(a[i], b[i])));
             }
+            want.extend(bytes[..lanes].iter().map(|&byte| f32::from(byte)));
             for (i, (g, w)) in got.iter().zip(&want).enumerate() {
                 assert!((g - w).abs() <= 3e-7 * w.abs(), "{isa} value {i}: {g} ≠ {w}");
             }

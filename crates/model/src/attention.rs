@@ -8,9 +8,14 @@ use crate::layer::AttentionConfig;
 use crate::mamba2::Pass;
 use crate::state::{LayerState, SequenceState};
 use crate::weights::AttentionWeights;
-use hybra_kernels::ops::attention::attention;
+use hybra_kernels::buffer::Chunks;
+use hybra_kernels::ops::attention::{Segment, attention};
 use hybra_kernels::ops::packed::Epilogue;
 use hybra_kernels::{MatMut, MatRef};
+
+/// Operations, roughly, to store a key or value.
+const STORE_OPERATIONS: usize = 16;
+const LAYERS: &str = "states are made from the same config";
 
 /// Reads `act.normed`, adds to `act.hidden`, appends to the caches of `layer`.
 pub(crate) fn forward(
@@ -33,17 +38,24 @@ pub(crate) fn forward(
         w.apply(cpu, x, &act.rounded, to, Epilogue::Store, &mut act.out);
     }
     let (q, k, v) = (MatRef::new(q, q_width), MatRef::new(k, kv_width), MatRef::new(v, kv_width));
-    let mix = sized(&mut act.mix, tokens * q_width);
-    for (segment, state) in pass.batch.segments().iter().zip(states) {
-        let (start, len) = (segment.start, segment.len);
-        let past = state.len();
-        let LayerState::Attention(cache) = state.layer_mut(layer) else {
-            unreachable!("states are made from the same config")
+    let segments = pass.batch.segments();
+    let store = STORE_OPERATIONS * tokens * kv_width;
+    cpu.pool().for_parts_sized(store, Chunks::new(states, 1), |i, state| {
+        let (start, len) = (segments[i].start, segments[i].len);
+        let LayerState::Attention(cache) = state[0].layer_mut(layer) else {
+            unreachable!("{LAYERS}")
         };
-        cache.append(k.rows_at(start, len), v.rows_at(start, len));
-        let out = &mut mix[start * q_width..(start + len) * q_width];
-        attention(cpu, q.rows_at(start, len), cache, past, a.num_heads, MatMut::new(out, q_width));
-    }
+        cache.append(cpu, k.rows_at(start, len), v.rows_at(start, len));
+    });
+    let mix = sized(&mut act.mix, tokens * q_width);
+    let queries = |i: usize| {
+        let (start, len) = (segments[i].start, segments[i].len);
+        let LayerState::Attention(cache) = &states[i].layers()[layer] else {
+            unreachable!("{LAYERS}")
+        };
+        Segment { rows: start..start + len, cache, past: states[i].len() }
+    };
+    attention(cpu, q, segments.len(), queries, a.num_heads, MatMut::new(mix, q_width));
     let (hidden, x) = (w.o_proj.rows(), MatRef::new(mix, q_width));
     act.rounded.prepare(cpu, x, &[&w.o_proj]);
     let to = MatMut::new(&mut act.hidden[..tokens * hidden], hidden);

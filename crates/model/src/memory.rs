@@ -7,10 +7,11 @@
 //! of single ops.
 
 use hybra_kernels::DType;
+use hybra_kernels::ops::attention::KvDtype;
 use serde::Serialize;
 
 use crate::config::Config;
-use crate::layer::{LayerConfig, LayerKind};
+use crate::layer::{AttentionConfig, LayerConfig, LayerKind};
 use crate::tensors::{Role, TensorSpec, tensor_specs};
 
 /// Number of parameters by what they belong to. The kinds count mixers without block norms.
@@ -115,14 +116,49 @@ pub fn storable_dtype(dtype: DType, row_len: usize) -> DType {
     [dtype, fallback].into_iter().find(|&dtype| fits(dtype)).unwrap_or(DType::F16)
 }
 
+/// How keys and values are counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KvFormat {
+    /// Plain values of a type.
+    Values(DType),
+    /// As [`KvDtype::Q8`]: bytes and the scales of each head.
+    Q8,
+}
+
+impl KvFormat {
+    /// Its name in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Values(dtype) => dtype.name(),
+            Self::Q8 => "Q8",
+        }
+    }
+}
+
+impl From<KvDtype> for KvFormat {
+    fn from(dtype: KvDtype) -> Self {
+        match dtype {
+            KvDtype::F32 => Self::Values(DType::F32),
+            KvDtype::Bf16 => Self::Values(DType::Bf16),
+            KvDtype::Q8 => Self::Q8,
+        }
+    }
+}
+
 /// Bytes of keys and values that one token adds, over all attention layers.
 ///
 /// # Panics
-/// If `dtype` is a block format that does not divide the KV width of a layer.
+/// If the type is a block format that does not divide the KV width of a layer.
 #[must_use]
-pub fn kv_bytes_per_token(config: &Config, dtype: DType) -> u64 {
-    let layer = |width| 2 * dtype.row_bytes(width).expect("whole blocks of keys") as u64;
-    config.attention_layers().map(|a| layer(a.kv_width())).sum()
+pub fn kv_bytes_per_token(config: &Config, kv: KvFormat) -> u64 {
+    let layer = |a: &AttentionConfig| match kv {
+        KvFormat::Values(dtype) => {
+            2 * dtype.row_bytes(a.kv_width()).expect("whole blocks of keys") as u64
+        }
+        KvFormat::Q8 => KvDtype::Q8.position_bytes(a.num_kv_heads, a.head_dim) as u64,
+    };
+    config.attention_layers().map(layer).sum()
 }
 
 /// Values of the recurrent state of one sequence: Σ H·P·N.
@@ -198,7 +234,7 @@ pub struct MemorySettings {
     /// Types of the weights.
     pub weights: WeightFormat,
     /// Type of the KV cache.
-    pub kv: DType,
+    pub kv: KvFormat,
     /// Most tokens in one forward call; 0 leaves the workspace out, as published tables do.
     pub prefill_chunk: usize,
 }
@@ -354,7 +390,8 @@ mod tests {
     fn the_largest_fits_and_the_next_does_not() {
         let config = preset("nano2-9b").unwrap();
         let weights = WeightFormat::loaded(DType::Q4_0);
-        let settings = MemorySettings { weights, kv: DType::F16, prefill_chunk: 512 };
+        let settings =
+            MemorySettings { weights, kv: KvFormat::Values(DType::F16), prefill_chunk: 512 };
         let model = MemoryModel::new(&config, &settings);
         let budget = 8 << 30;
         let Capacity::UpTo(context) = model.largest_context(4, budget) else { panic!() };
@@ -372,7 +409,8 @@ mod tests {
         let mut config = preset("micro").unwrap();
         config.layers.retain(|layer| layer.kind() != LayerKind::Attention);
         let weights = WeightFormat::loaded(DType::Bf16);
-        let settings = MemorySettings { weights, kv: DType::F16, prefill_chunk: 16 };
+        let settings =
+            MemorySettings { weights, kv: KvFormat::Values(DType::F16), prefill_chunk: 16 };
         let model = MemoryModel::new(&config, &settings);
         assert_eq!(model.largest_context(1, 1 << 30), Capacity::Unlimited);
     }

@@ -179,15 +179,15 @@ pub fn dense_transformer(config: &Config) -> Result<Config, ConfigError> {
 mod tests {
     use super::*;
     use crate::memory::kv_bytes_per_token;
-    use hybra_kernels::DType;
+    use hybra_kernels::ops::attention::KvDtype;
 
     #[test]
     fn the_8b_transformer_is_as_large_as_the_9b() {
         let [hybrid, dense] = ["nano2-9b", "transformer-8b"].map(|name| preset(name).unwrap());
         let size = |config: &Config| ParameterCount::of(config).total as f64;
         assert!((size(&dense) / size(&hybrid) - 1.0).abs() < 0.01);
-        assert_eq!(kv_bytes_per_token(&dense, DType::Bf16), 144 << 10);
-        assert_eq!(kv_bytes_per_token(&hybrid, DType::Bf16), 16 << 10);
+        assert_eq!(kv_bytes_per_token(&dense, KvDtype::Bf16.into()), 144 << 10);
+        assert_eq!(kv_bytes_per_token(&hybrid, KvDtype::Bf16.into()), 16 << 10);
     }
 
     #[test]

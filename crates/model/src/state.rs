@@ -7,9 +7,9 @@
 use crate::config::Config;
 use crate::draft::Draft;
 use crate::layer::{LayerConfig, Mamba2Config};
-use hybra_kernels::MatRef;
 use hybra_kernels::ops::attention::{KvCache, KvDtype};
 use hybra_kernels::ops::ssm_state::{SsmDtype, SsmState};
+use hybra_kernels::{Cpu, MatRef};
 
 /// State of one layer.
 #[derive(Clone)]
@@ -124,7 +124,7 @@ impl SequenceState {
     /// For measuring only: makes the state look as if `tokens` more tokens had been read, without
     /// reading them. Caches grow by plausible keys and values, recurrent state becomes nonzero; all
     /// memory is this sequence's own. What a model generates from such a state means nothing.
-    pub fn pretend_read(&mut self, tokens: usize) {
+    pub fn pretend_read(&mut self, cpu: &Cpu, tokens: usize) {
         let mut noise = Noise::default();
         for layer in &mut self.layers {
             match layer {
@@ -132,7 +132,7 @@ impl SequenceState {
                     state.conv.iter_mut().for_each(|value| *value = noise.next());
                     state.ssm.fill_with(|| noise.next());
                 }
-                LayerState::Attention(cache) => noise.append(cache, tokens),
+                LayerState::Attention(cache) => noise.append(cpu, cache, tokens),
                 LayerState::Mlp => {}
             }
         }
@@ -160,14 +160,14 @@ impl Noise {
     }
 
     /// Appends `tokens` positions, pieces of which repeat.
-    fn append(&mut self, cache: &mut KvCache, tokens: usize) {
+    fn append(&mut self, cpu: &Cpu, cache: &mut KvCache, tokens: usize) {
         const ROWS: usize = 64;
         let width = cache.num_kv_heads() * cache.head_dim();
         let values: Vec<f32> = (0..(ROWS + 1) * width).map(|_| self.next()).collect();
         let rows = MatRef::new(&values, width);
         for first in (0..tokens).step_by(ROWS) {
             let count = ROWS.min(tokens - first);
-            cache.append(rows.rows_at(0, count), rows.rows_at(1, count));
+            cache.append(cpu, rows.rows_at(0, count), rows.rows_at(1, count));
         }
     }
 }
@@ -176,13 +176,15 @@ impl Noise {
 mod tests {
     use super::*;
     use crate::presets::preset;
+    use hybra_kernels::Isa;
 
     #[test]
     fn pretending_to_read_grows_caches_and_fills_state() {
         let config = preset("micro").unwrap();
         let mut state = SequenceState::new(&config, KvDtype::Bf16);
-        state.pretend_read(100);
-        state.pretend_read(1);
+        let cpu = Cpu::new(Isa::best(), 1);
+        state.pretend_read(&cpu, 100);
+        state.pretend_read(&cpu, 1);
         assert_eq!(state.len(), 101);
         for layer in state.layers() {
             match layer {

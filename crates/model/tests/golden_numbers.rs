@@ -8,7 +8,7 @@ use hybra_model::layer::{
     layers_from_pattern,
 };
 use hybra_model::memory::{
-    MemoryModel, MemorySettings, ParameterCount, WeightFormat, conv_state_values,
+    KvFormat, MemoryModel, MemorySettings, ParameterCount, WeightFormat, conv_state_values,
     kv_bytes_per_token, ssm_state_values, state_bytes,
 };
 use hybra_model::presets::preset;
@@ -126,7 +126,7 @@ fn state_of_one_sequence() {
             in_mib(state_bytes(&config), 1),
         ];
         assert_eq!(found, mib, "{name}");
-        let kv = kv_bytes_per_token(&config, DType::Bf16);
+        let kv = kv_bytes_per_token(&config, KvFormat::Values(DType::Bf16));
         assert_eq!(kv, kv_kib * 1024, "{name}");
         assert_eq!(format!("{:.2}", (kv * 131_072) as f64 / GIB), kv_gib, "{name}");
     }
@@ -159,7 +159,7 @@ fn memory_at_128k() {
 
 fn published_settings() -> MemorySettings {
     let weights = WeightFormat::stored(DType::Bf16);
-    MemorySettings { weights, kv: DType::Bf16, prefill_chunk: 0 }
+    MemorySettings { weights, kv: KvFormat::Values(DType::Bf16), prefill_chunk: 0 }
 }
 
 #[test]
@@ -169,7 +169,7 @@ fn presets_of_the_9b_size_class() {
     let ratio = ParameterCount::of(&dense).total as f64 / nine;
     assert!((ratio - 1.0).abs() < 0.02, "{ratio}");
     assert_eq!(dense.count(LayerKind::Mamba2), 0);
-    assert_eq!(kv_bytes_per_token(&dense, DType::F16), 144 * 1024);
+    assert_eq!(kv_bytes_per_token(&dense, KvFormat::Values(DType::F16)), 144 * 1024);
     let half = ParameterCount::of(&one("hybrid-0.5b")).total as f64;
     assert_eq!(format!("{:.3}", half / 1e9), "0.555");
 }

@@ -25,8 +25,6 @@ use candidate::Candidate;
 use clap::value_parser;
 use fit::Room;
 use hybra_kernels::Cpu;
-use hybra_kernels::DType;
-use hybra_kernels::ops::attention::KvDtype;
 use hybra_model::StateDtypes;
 use hybra_model::density::DensityCounter;
 use hybra_model::memory::{MemoryModel, MemorySettings, WeightFormat};
@@ -174,7 +172,7 @@ impl Session<'_> {
         let work = Work::of(model, dtypes);
         let settings = MemorySettings {
             weights: WeightFormat::loaded(candidate.dtype),
-            kv: if dtypes.kv == KvDtype::F32 { DType::F32 } else { DType::Bf16 },
+            kv: dtypes.kv.into(),
             prefill_chunk: self.args.chunk,
         };
         let mut memory = MemoryModel::new(model.config(), &settings);

@@ -63,6 +63,11 @@ impl<'m> Bencher<'m> {
         Ok(tokens as f64 / seconds)
     }
 
+    /// The context that passes run in.
+    pub(crate) fn cpu(&self) -> &'m Cpu {
+        self.cpu
+    }
+
     /// The model's configuration.
     pub(crate) fn config(&self) -> &'m Config {
         self.model.config()
@@ -71,7 +76,7 @@ impl<'m> Bencher<'m> {
     /// A state that is as long as `len` tokens without having read them.
     pub(crate) fn pretended_state(&self, len: usize) -> SequenceState {
         let mut state = self.model.new_state(self.dtypes);
-        state.pretend_read(len);
+        state.pretend_read(self.cpu, len);
         state
     }
 

@@ -7,8 +7,6 @@
 //! weight. Not counted: writing state, the products of the scan and of attention, activations.
 
 use super::plan::Point;
-use hybra_kernels::DType;
-use hybra_kernels::ops::attention::KvDtype;
 use hybra_model::memory::{ParameterCount, kv_bytes_per_token};
 use hybra_model::{NemotronH, StateDtypes};
 use serde::Serialize;
@@ -38,10 +36,6 @@ impl Work {
         let tied = weights.lm_head.is_none();
         let weight_bytes = weights.bytes() as u64;
         let embedding_bytes = if tied { 0 } else { weights.embedding.bytes() as u64 };
-        let kv = match dtypes.kv {
-            KvDtype::F32 => DType::F32,
-            KvDtype::Bf16 => DType::Bf16,
-        };
         Self {
             parameters: count.total,
             layer_parameters: count.mamba + count.attention + count.mlp,
@@ -49,7 +43,7 @@ impl Work {
             weight_bytes,
             step_weight_bytes: weight_bytes - embedding_bytes,
             state_bytes: model.new_state(dtypes).bytes() as u64,
-            kv_bytes_per_token: kv_bytes_per_token(config, kv),
+            kv_bytes_per_token: kv_bytes_per_token(config, dtypes.kv.into()),
         }
     }
 

@@ -52,6 +52,12 @@ impl Simd for Neon {
         unsafe { vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(s.as_ptr()))) }
     }
     #[inline(always)]
+    fn load_i8(self, s: &[i8]) -> float32x4_t {
+        let lanes = [0, 1, 2, 3].map(|i| i32::from(s[i]));
+        // SAFETY: NEON is present; 4 values are in bounds.
+        unsafe { vcvtq_f32_s32(vld1q_s32(lanes.as_ptr())) }
+    }
+    #[inline(always)]
     fn add(self, a: float32x4_t, b: float32x4_t) -> float32x4_t {
         // SAFETY: NEON is present on AArch64.
         unsafe { vaddq_f32(a, b) }
@@ -139,15 +145,6 @@ impl Simd for Neon {
             let bytes = u32::from_le_bytes([s[0], s[1], s[2], s[3]]);
             let half = vget_low_u16(vmovl_u8(vcreate_u8(u64::from(bytes))));
             vcvtq_f32_u32(vmovl_u16(half))
-        }
-    }
-    #[inline(always)]
-    fn load_i8(self, s: &[u8]) -> float32x4_t {
-        // SAFETY: NEON is present on AArch64.
-        unsafe {
-            let bytes = u32::from_le_bytes([s[0], s[1], s[2], s[3]]);
-            let half = vget_low_s16(vmovl_s8(vcreate_s8(u64::from(bytes))));
-            vcvtq_f32_s32(vmovl_s16(half))
         }
     }
     #[inline(always)]

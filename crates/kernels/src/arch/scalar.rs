@@ -29,6 +29,10 @@ impl Simd for Scalar {
         f32::from_bits(u32::from(s[0]) << 16)
     }
     #[inline(always)]
+    fn load_i8(self, s: &[i8]) -> f32 {
+        f32::from(s[0])
+    }
+    #[inline(always)]
     fn add(self, a: f32, b: f32) -> f32 {
         a + b
     }
@@ -84,10 +88,6 @@ impl Simd for Scalar {
     #[inline(always)]
     fn load_u8(self, s: &[u8]) -> f32 {
         f32::from(s[0])
-    }
-    #[inline(always)]
-    fn load_i8(self, s: &[u8]) -> f32 {
-        f32::from(s[0] as i8)
     }
     #[inline(always)]
     fn store_i8(self, v: f32, s: &mut [u8]) {

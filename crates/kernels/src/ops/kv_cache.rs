@@ -1,18 +1,14 @@
 //! Keys and values of one attention layer and one sequence.
 //!
-//! Blocks of [`BLOCK`] positions are allocated as the sequence grows. In a block the keys of a kv
-//! head are transposed, \[head_dim, 64\], so that scores run along positions in lanes; its values
-//! are \[64, head_dim\], padded to whole vectors. Positions from `len` on hold leftovers that
-//! nobody reads. Clones share blocks until one of them is written.
+//! [Blocks](super::kv_block) of 64 positions are allocated as the sequence grows, and nothing is
+//! allocated in between. Positions from `len` on hold leftovers that nobody reads. Clones share
+//! blocks until one of them is written. What is stored for a position depends on its own keys and
+//! values alone.
 
-use crate::buffer::MatRef;
-use half::bf16;
+use crate::Cpu;
+use crate::buffer::{Chunks, MatRef};
+use crate::ops::kv_block::{BLOCK, Block, Stored};
 use std::sync::Arc;
-
-/// Positions in a block.
-pub(crate) const BLOCK: usize = 64;
-/// Rows of values are a multiple of this: the widest vector.
-const PAD: usize = 16;
 
 /// How keys and values are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +17,23 @@ pub enum KvDtype {
     F32,
     /// Rounded to bfloat16, ties to even.
     Bf16,
+    /// Signed bytes with an f32 scale for each position and head, one for keys, one for values:
+    /// rounded once, by at most 0.5001/127 of the largest key or value of the head.
+    Q8,
+}
+
+impl KvDtype {
+    /// Bytes of a position, keys and values together, that attention reads; the padding of values
+    /// to whole vectors comes on top.
+    #[must_use]
+    pub fn position_bytes(self, num_kv_heads: usize, head_dim: usize) -> usize {
+        let (width, scale) = match self {
+            Self::F32 => (4, 0),
+            Self::Bf16 => (2, 0),
+            Self::Q8 => (1, size_of::<f32>()),
+        };
+        2 * num_kv_heads * (head_dim * width + scale)
+    }
 }
 
 /// Keys and values of one layer and one sequence.
@@ -37,33 +50,20 @@ pub struct KvCache {
 pub(crate) enum Blocks {
     F32(Vec<Arc<Block<f32>>>),
     Bf16(Vec<Arc<Block<u16>>>),
+    Q8(Vec<Arc<Block<i8>>>),
 }
 
-/// Keys \[kv heads, head_dim, 64\] and values \[kv heads, 64, padded head_dim\].
-#[derive(Clone)]
-pub(crate) struct Block<E> {
-    keys: Vec<E>,
-    values: Vec<E>,
+/// `$body` with `$blocks` bound to the blocks, whatever their type.
+macro_rules! with_blocks {
+    ($cache:expr, $blocks:ident => $body:expr) => {
+        match $cache {
+            Blocks::F32($blocks) => $body,
+            Blocks::Bf16($blocks) => $body,
+            Blocks::Q8($blocks) => $body,
+        }
+    };
 }
-
-impl<E> Block<E> {
-    /// Keys of a head, \[head_dim, 64\].
-    pub(crate) fn keys(&self, head: usize, head_dim: usize) -> &[E] {
-        let len = head_dim * BLOCK;
-        &self.keys[head * len..][..len]
-    }
-
-    /// Values of a head, \[64, padded head_dim\].
-    pub(crate) fn values(&self, head: usize, head_dim: usize) -> &[E] {
-        let len = value_stride(head_dim) * BLOCK;
-        &self.values[head * len..][..len]
-    }
-}
-
-/// Values in a padded row.
-pub(crate) fn value_stride(head_dim: usize) -> usize {
-    head_dim.next_multiple_of(PAD)
-}
+pub(crate) use with_blocks;
 
 impl KvCache {
     /// An empty cache.
@@ -72,6 +72,7 @@ impl KvCache {
         let blocks = match kv_dtype {
             KvDtype::F32 => Blocks::F32(Vec::new()),
             KvDtype::Bf16 => Blocks::Bf16(Vec::new()),
+            KvDtype::Q8 => Blocks::Q8(Vec::new()),
         };
         Self { blocks, num_kv_heads, head_dim, len: 0 }
     }
@@ -80,17 +81,12 @@ impl KvCache {
     ///
     /// # Panics
     /// If the shapes disagree.
-    pub fn append(&mut self, k: MatRef, v: MatRef) {
+    pub fn append(&mut self, cpu: &Cpu, k: MatRef, v: MatRef) {
         let width = self.num_kv_heads * self.head_dim;
         assert_eq!([k.cols(), v.cols()], [width; 2], "columns of k and v");
         assert_eq!(k.rows(), v.rows(), "rows of k and v");
         let (heads, dim, len) = (self.num_kv_heads, self.head_dim, self.len);
-        match &mut self.blocks {
-            Blocks::F32(blocks) => append(blocks, heads, dim, len, k, v, |x| x),
-            Blocks::Bf16(blocks) => {
-                append(blocks, heads, dim, len, k, v, |x| bf16::from_f32(x).to_bits());
-            }
-        }
+        with_blocks!(&mut self.blocks, blocks => append(cpu, blocks, heads, dim, len, k, v));
         self.len += k.rows();
     }
 
@@ -121,103 +117,155 @@ impl KvCache {
     pub fn truncate(&mut self, len: usize) {
         assert!(len <= self.len, "{} positions, truncate to {len}", self.len);
         self.len = len;
-        match &mut self.blocks {
-            Blocks::F32(blocks) => blocks.truncate(len.div_ceil(BLOCK)),
-            Blocks::Bf16(blocks) => blocks.truncate(len.div_ceil(BLOCK)),
-        }
+        with_blocks!(&mut self.blocks, blocks => blocks.truncate(len.div_ceil(BLOCK)));
     }
 
     /// Bytes of the blocks held; a block that clones share counts in each of them.
     pub fn bytes(&self) -> usize {
-        let values = BLOCK * self.num_kv_heads * (self.head_dim + value_stride(self.head_dim));
-        match &self.blocks {
-            Blocks::F32(blocks) => blocks.len() * values * 4,
-            Blocks::Bf16(blocks) => blocks.len() * values * 2,
+        fn bytes<E: Stored>(blocks: &[Arc<Block<E>>], heads: usize, dim: usize) -> usize {
+            blocks.len() * Block::<E>::bytes(heads, dim)
         }
+        with_blocks!(&self.blocks, blocks => bytes(blocks, self.num_kv_heads, self.head_dim))
     }
 }
 
-fn append<E: Copy + Default>(
+/// Operations, roughly, to store a value.
+const STORE_OPERATIONS: usize = 8;
+
+/// A task is a block.
+fn append<E: Stored>(
+    cpu: &Cpu,
     blocks: &mut Vec<Arc<Block<E>>>,
     heads: usize,
     dim: usize,
     len: usize,
     k: MatRef,
     v: MatRef,
-    store: impl Fn(f32) -> E,
 ) {
-    let stride = value_stride(dim);
-    for t in 0..k.rows() {
-        let (block, slot) = ((len + t) / BLOCK, (len + t) % BLOCK);
-        if block == blocks.len() {
-            let keys = vec![E::default(); heads * dim * BLOCK];
-            let values = vec![E::default(); heads * stride * BLOCK];
-            blocks.push(Arc::new(Block { keys, values }));
+    let end = len + k.rows();
+    blocks.resize_with(end.div_ceil(BLOCK), || Arc::new(Block::new(heads, dim)));
+    let first = len / BLOCK;
+    let written = &mut blocks[first..];
+    let operations = STORE_OPERATIONS * 2 * k.rows() * k.cols();
+    cpu.pool().for_parts_sized(operations, Chunks::new(written, 1), |i, block| {
+        let at = (first + i) * BLOCK;
+        let (from, to) = (len.max(at), end.min(at + BLOCK));
+        if let ([block], true) = (block, from < to) {
+            let [k, v] = [k, v].map(|m| m.rows_at(from - len, to - from));
+            Arc::make_mut(block).write(from - at..to - at, k, v, dim);
         }
-        let block = Arc::make_mut(&mut blocks[block]);
-        for (to, x) in block.keys[slot..].iter_mut().step_by(BLOCK).zip(k.row(t)) {
-            *to = store(*x);
-        }
-        for (h, v) in v.row(t).chunks(dim).enumerate() {
-            let row = &mut block.values[(h * BLOCK + slot) * stride..][..dim];
-            row.iter_mut().zip(v).for_each(|(to, x)| *to = store(*x));
-        }
-    }
+    });
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Isa;
+    use crate::ops::kv_block::value_stride;
     use crate::ops::testing::values;
+    use half::bf16;
 
-    /// Key and value of a position, as stored.
+    const DTYPES: [KvDtype; 3] = [KvDtype::F32, KvDtype::Bf16, KvDtype::Q8];
+
+    /// Key and value of a position, as they are read.
     fn position(cache: &KvCache, at: usize) -> Vec<f32> {
-        fn read<E: Copy>(c: &KvCache, blocks: &[Arc<Block<E>>], at: usize) -> Vec<E> {
+        fn read<E: Stored>(
+            c: &KvCache,
+            blocks: &[Arc<Block<E>>],
+            at: usize,
+            widen: impl Fn(E) -> f32,
+        ) -> Vec<f32> {
             let (block, slot) = (&blocks[at / BLOCK], at % BLOCK);
-            let (heads, dim) = (0..c.num_kv_heads, c.head_dim);
-            let keys = heads.clone().flat_map(|h| block.keys(h, dim)[slot..].iter().step_by(BLOCK));
-            let values =
-                heads.flat_map(|h| block.values(h, dim)[slot * value_stride(dim)..][..dim].iter());
-            keys.chain(values).copied().collect()
+            let (dim, stride) = (c.head_dim, value_stride(c.head_dim));
+            let scale = |scales: &[f32]| if E::SCALED { scales[slot] } else { 1.0 };
+            let heads = || (0..c.num_kv_heads).map(|h| block.head(h, dim));
+            let keys = heads().flat_map(|h| {
+                let scale = scale(h.key_scales);
+                h.keys[slot..].iter().step_by(BLOCK).map(|x| widen(*x) * scale).collect::<Vec<_>>()
+            });
+            let values = heads().flat_map(|h| {
+                let scale = scale(h.value_scales);
+                let row = &h.values[slot * stride..][..dim];
+                row.iter().map(|x| widen(*x) * scale).collect::<Vec<_>>()
+            });
+            keys.chain(values).collect()
         }
         match &cache.blocks {
-            Blocks::F32(b) => read(cache, b, at),
-            Blocks::Bf16(b) => {
-                read(cache, b, at).iter().map(|&v| bf16::from_bits(v).to_f32()).collect()
-            }
+            Blocks::F32(b) => read(cache, b, at, |x| x),
+            Blocks::Bf16(b) => read(cache, b, at, |x| bf16::from_bits(x).to_f32()),
+            Blocks::Q8(b) => read(cache, b, at, f32::from),
+        }
+    }
+
+    /// What is to be read for a row of k and v.
+    fn stored(dtype: KvDtype, row: &[f32], dim: usize) -> Vec<f32> {
+        match dtype {
+            KvDtype::F32 => row.to_vec(),
+            KvDtype::Bf16 => row.iter().map(|x| bf16::from_f32(*x).to_f32()).collect(),
+            KvDtype::Q8 => row
+                .chunks(dim)
+                .flat_map(|head| {
+                    let scale = head.iter().fold(0f32, |m, x| m.max(x.abs())) / 127.0;
+                    head.iter().map(move |x| (x / scale).round_ties_even() * scale)
+                })
+                .collect(),
         }
     }
 
     #[test]
     fn positions_are_kept_rounded_truncated_and_overwritten() {
-        let (heads, dim, rows) = (3, 20, 150);
+        let (heads, dim, rows) = (3, 20, 350);
         let (k, v) = (values(rows * heads * dim, 1), values(rows * heads * dim, 2));
         let (k, v) = (MatRef::new(&k, heads * dim), MatRef::new(&v, heads * dim));
-        for dtype in [KvDtype::F32, KvDtype::Bf16] {
-            let round = |x: f32| match dtype {
-                KvDtype::F32 => x,
-                KvDtype::Bf16 => bf16::from_f32(x).to_f32(),
-            };
+        let cpu = Cpu::new(Isa::best(), 3);
+        for dtype in DTYPES {
             let want = |row: usize| -> Vec<f32> {
-                k.row(row).iter().chain(v.row(row)).map(|x| round(*x)).collect()
+                [stored(dtype, k.row(row), dim), stored(dtype, v.row(row), dim)].concat()
             };
             let mut cache = KvCache::new(dtype, heads, dim);
             assert!(cache.is_empty() && cache.bytes() == 0);
-            for (from, len) in [(0, 1), (1, 0), (1, 70), (71, 79)] {
-                cache.append(k.rows_at(from, len), v.rows_at(from, len));
+            for (from, len) in [(0, 1), (1, 0), (1, 63), (64, 0), (64, 207), (271, 79)] {
+                cache.append(&cpu, k.rows_at(from, len), v.rows_at(from, len));
             }
             assert_eq!(cache.len(), rows);
-            assert!((0..rows).all(|i| position(&cache, i) == want(i)));
-            let width = if dtype == KvDtype::F32 { 4 } else { 2 };
-            assert_eq!(cache.bytes(), 3 * 64 * heads * (20 + 32) * width);
+            assert!((0..rows).all(|i| position(&cache, i) == want(i)), "{dtype:?}");
+            let head = match dtype {
+                KvDtype::F32 => (20 + 32) * 4,
+                KvDtype::Bf16 => (20 + 32) * 2,
+                KvDtype::Q8 => (20 + 32) + 2 * 4,
+            };
+            assert_eq!(cache.bytes(), 6 * 64 * heads * head);
+            let padding = if dtype == KvDtype::Q8 { 12 } else { 12 * head / 52 };
+            assert_eq!(dtype.position_bytes(heads, dim), heads * (head - padding));
 
             let before = cache.clone();
             cache.truncate(65);
-            assert_eq!((cache.len(), cache.bytes() * 3), (65, before.bytes() * 2));
-            cache.append(k.rows_at(0, 2), v.rows_at(0, 2));
+            assert_eq!((cache.len(), cache.bytes() * 3), (65, before.bytes()));
+            cache.append(&cpu, k.rows_at(0, 2), v.rows_at(0, 2));
             assert_eq!(position(&cache, 64), want(64));
             assert_eq!(position(&cache, 65), want(0));
             assert_eq!(position(&before, 65), want(65), "a clone keeps its positions");
+            cache.truncate(0);
+            assert_eq!(cache.bytes(), 0);
         }
+    }
+
+    #[test]
+    fn bytes_are_within_their_bound_and_only_their_row_is_poisoned() {
+        let (dim, cpu) = (32, Cpu::new(Isa::best(), 1));
+        let mut k = values(5 * dim, 3);
+        k[dim..2 * dim].iter_mut().for_each(|x| *x *= 1e30);
+        k[2 * dim..3 * dim].fill(0.0);
+        k[3 * dim..4 * dim].iter_mut().for_each(|x| *x *= 1e-29);
+        k[4 * dim + 5] = f32::INFINITY;
+        let mut cache = KvCache::new(KvDtype::Q8, 1, dim);
+        cache.append(&cpu, MatRef::new(&k, dim), MatRef::new(&k, dim));
+        for (i, row) in k.chunks(dim).take(4).enumerate() {
+            let most = row.iter().fold(0f32, |m, x| m.max(x.abs()));
+            for (got, x) in position(&cache, i).iter().zip(row.iter().chain(row)) {
+                assert!((got - x).abs() <= 0.5001 / 127.0 * most, "row {i}: {got} ≠ {x}");
+            }
+        }
+        assert!(position(&cache, 4).iter().all(|x| x.is_nan()));
     }
 }

@@ -8,6 +8,7 @@ pub mod causal_conv1d;
 pub mod embedding;
 pub mod gemm;
 mod iq4_nl;
+mod kv_block;
 mod kv_cache;
 pub mod mamba_split_conv1d_scan;
 pub mod packed;

@@ -69,7 +69,7 @@ impl Room {
 mod tests {
     use super::*;
     use hybra_kernels::DType;
-    use hybra_model::memory::{MemorySettings, WeightFormat};
+    use hybra_model::memory::{KvFormat, MemorySettings, WeightFormat};
     use hybra_model::presets::preset;
 
     const GIB: f64 = (1u64 << 30) as f64;
@@ -78,7 +78,8 @@ mod tests {
     fn published(name: &str, context: u64, gib: f64) -> Result<Fit, String> {
         let config = preset(name).unwrap();
         let weights = WeightFormat::stored(DType::Bf16);
-        let settings = MemorySettings { weights, kv: DType::Bf16, prefill_chunk: 0 };
+        let settings =
+            MemorySettings { weights, kv: KvFormat::Values(DType::Bf16), prefill_chunk: 0 };
         let room = Room { budget: Some((gib * GIB) as u64), machine: None, max_batch: 1 << 20 };
         room.fit(&MemoryModel::new(&config, &settings), context)
     }
@@ -102,7 +103,8 @@ mod tests {
     fn the_tightest_limit_is_named() {
         let config = preset("hybrid-0.5b").unwrap();
         let weights = WeightFormat::loaded(DType::Q4_0);
-        let settings = MemorySettings { weights, kv: DType::Bf16, prefill_chunk: 512 };
+        let settings =
+            MemorySettings { weights, kv: KvFormat::Values(DType::Bf16), prefill_chunk: 512 };
         let model = MemoryModel::new(&config, &settings);
         let fit = |budget: Option<u64>, machine: Option<u64>, max_batch| {
             Room { budget, machine, max_batch }.fit(&model, 2048)

@@ -12,7 +12,7 @@ use super::points::RunPoint;
 use hybra_kernels::DType;
 use hybra_model::Config;
 use hybra_model::memory::{
-    Capacity, MemoryModel, MemorySettings, ParameterCount, WeightFormat, ssm_state_values,
+    Capacity, KvFormat, MemoryModel, MemorySettings, ParameterCount, WeightFormat, ssm_state_values,
 };
 use serde::Serialize;
 
@@ -120,7 +120,8 @@ struct Costs<'a> {
 impl<'a> Costs<'a> {
     fn new(config: &'a Config, dtype: DType) -> Self {
         let format = WeightFormat::stored(dtype);
-        let settings = MemorySettings { weights: format, kv: DType::Bf16, prefill_chunk: 0 };
+        let settings =
+            MemorySettings { weights: format, kv: KvFormat::Values(DType::Bf16), prefill_chunk: 0 };
         let memory = MemoryModel::new(config, &settings);
         let count = ParameterCount::of(config);
         let tied = config.tie_word_embeddings;

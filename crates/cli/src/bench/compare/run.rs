@@ -127,7 +127,7 @@ impl Runner<'_> {
         let mut state = self.bencher.pretended_state(0);
         let mut samples = Vec::new();
         for start in positions(0, point.prompt - slice, self.sampling.depths) {
-            state.pretend_read(start - state.len());
+            state.pretend_read(self.bencher.cpu(), start - state.len());
             let (mut times, started) = (Vec::new(), Instant::now());
             while times.is_empty() || started.elapsed().as_secs_f64() < SAMPLE_SECONDS {
                 times.push(self.bencher.read_slice(&mut state.clone(), slice)? / slice as f64);
@@ -149,7 +149,8 @@ impl Runner<'_> {
                 // The steps at the depth before have gone past it.
                 continue;
             };
-            states.iter_mut().for_each(|state| state.pretend_read(missing));
+            let cpu = self.bencher.cpu();
+            states.iter_mut().for_each(|state| state.pretend_read(cpu, missing));
             // Not timed: the first step at a depth finds the caches cold.
             self.bencher.step(&mut states, depth)?;
             let first = states[0].len();

@@ -64,8 +64,14 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    fn prefetch(self, s: &[f32]) {
-        // SAFETY: a prefetch reads nothing and faults nowhere.
+    fn load_i8(self, s: &[i8]) -> __m256 {
+        assert!(s.len() >= 8);
+        // SAFETY: the token proves the features; 8 values are in bounds.
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(s.as_ptr().cast()))) }
+    }
+    #[inline(always)]
+    fn prefetch<T>(self, s: &[T]) {
+        // SAFETY: a prefetch reads nothing, whatever the address; SSE is part of x86-64.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(s.as_ptr().cast()) }
     }
     #[inline(always)]
@@ -150,12 +156,6 @@ impl Simd for Avx2 {
         assert!(s.len() >= 8);
         // SAFETY: the token proves the features; the bytes are in bounds.
         unsafe { _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(s.as_ptr().cast()))) }
-    }
-    #[inline(always)]
-    fn load_i8(self, s: &[u8]) -> __m256 {
-        assert!(s.len() >= 8);
-        // SAFETY: the token proves the features; the bytes are in bounds.
-        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(s.as_ptr().cast()))) }
     }
     #[inline(always)]
     fn store_i8(self, v: __m256, s: &mut [u8]) {

@@ -116,8 +116,14 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         }
     }
     #[inline(always)]
-    fn prefetch(self, s: &[f32]) {
-        // SAFETY: a prefetch reads nothing and faults nowhere.
+    fn load_i8(self, s: &[i8]) -> __m512 {
+        assert!(s.len() >= 16);
+        // SAFETY: the token proves the features; 16 values are in bounds.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(s.as_ptr().cast()))) }
+    }
+    #[inline(always)]
+    fn prefetch<T>(self, s: &[T]) {
+        // SAFETY: a prefetch reads nothing, whatever the address; SSE is part of x86-64.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(s.as_ptr().cast()) }
     }
     #[inline(always)]
@@ -199,12 +205,6 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         assert!(s.len() >= 16);
         // SAFETY: the token proves the features; the bytes are in bounds.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(s.as_ptr().cast()))) }
-    }
-    #[inline(always)]
-    fn load_i8(self, s: &[u8]) -> __m512 {
-        assert!(s.len() >= 16);
-        // SAFETY: the token proves the features; the bytes are in bounds.
-        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(s.as_ptr().cast()))) }
     }
     #[inline(always)]
     fn store_i8(self, v: __m512, s: &mut [u8]) {

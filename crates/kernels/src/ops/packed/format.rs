@@ -310,8 +310,11 @@ impl Format for Q6K {
     #[inline(always)]
     fn scales<S: Simd>(s: S, panel: &Panel, index: usize, row: usize) -> Scales<S::V> {
         let d = s.load_f16(&panel.supers[index / 8 * Self::SUPER + 2 * row..]);
-        let half = |h| s.mul(d, s.load_i8(&panel.scales[index * Self::SCALES + h * ROWS + row..]));
-        Scales { d: [half(0), half(1)], min: s.zero() }
+        let bytes: &[i8] = bytemuck::cast_slice(panel.scales);
+        let at = index * Self::SCALES + row;
+        let first = s.mul(d, s.load_i8(&bytes[at..]));
+        let second = s.mul(d, s.load_i8(&bytes[at + ROWS..]));
+        Scales { d: [first, second], min: s.zero() }
     }
 }
 
