@@ -7,8 +7,9 @@
 //! multiply-add they are the same on every instruction set.
 //!
 //! A tile is up to `M` rows of activations by `V` vectors of rows of weights, held in registers.
-//! Few rows read the packed panel as it is; from [`WIDEN_ROWS`] rows on, a worker first writes
-//! the panel with a byte per code into a scratch that stays in its second cache.
+//! Rows read the packed panel as it is; in formats whose codes take work to put together, from
+//! [`Format::WIDEN_ROWS`] rows on, a worker first writes the panel with a byte per code into a
+//! scratch that stays in its second cache.
 
 use super::format::{Format, GROUPS, Panel, ROWS, Wide, panel_bytes, widen};
 use super::{Epilogue, finish};
@@ -17,9 +18,6 @@ use crate::ops::q8_rows::{Q8Row, Q8Rows, WORDS};
 use crate::ops::tile::even_share;
 use crate::simd::{Simd, WithSimd};
 use std::marker::PhantomData;
-
-/// Rows of activations that pay for widening a panel once.
-const WIDEN_ROWS: usize = 48;
 
 /// Some panels against all rows of activations.
 pub(crate) struct Panels<'a, F> {
@@ -43,7 +41,7 @@ impl<F: Format> WithSimd for Panels<'_, F> {
         let blocks = self.x.blocks();
         let bytes = panel_bytes::<F>(blocks);
         let count = self.data.len() / bytes;
-        let widen_first = self.x.rows() >= WIDEN_ROWS;
+        let widen_first = self.x.rows() >= F::WIDEN_ROWS;
         let wide_bytes = panel_bytes::<Wide<F>>(blocks);
         if widen_first && self.scratch.len() < step * wide_bytes {
             self.scratch.resize(step * wide_bytes, 0);
@@ -65,49 +63,15 @@ impl<F: Format> WithSimd for Panels<'_, F> {
                     Panel::new::<Wide<F>>(&self.scratch[at..at + wide_bytes], blocks)
                 };
                 let panels = [wide(0), wide(1)];
-                rows::<S, Wide<F>>(s, self.x, panels, here, first, self.epilogue, &mut self.out, 0);
+                rows::<S, Wide<F>>(s, self.x, panels, here, first, self.epilogue, &mut self.out);
             } else {
-                let t = tall::<S, F>(s, self.x, panels, here, first, self.epilogue, &mut self.out);
-                rows::<S, F>(s, self.x, panels, here, first, self.epilogue, &mut self.out, t);
+                rows::<S, F>(s, self.x, panels, here, first, self.epilogue, &mut self.out);
             }
         }
     }
 }
 
-/// Rows of activations in tiles of 12 or 8 against one panel at a time, where a vector is a panel:
-/// codes are unpacked once for so many. Returns the first row that is left.
-#[inline(always)]
-fn tall<S: Simd, F: Format>(
-    s: S,
-    x: &Q8Rows,
-    panels: [Panel; 2],
-    count: usize,
-    first: usize,
-    epilogue: Epilogue,
-    out: &mut MatMut,
-) -> usize {
-    if S::LANES != ROWS {
-        return 0;
-    }
-    let mut t = 0;
-    while x.rows() - t >= 8 {
-        let left = x.rows() - t;
-        let height = if left >= 12 && left != 16 { 12 } else { 8 };
-        for (i, panel) in panels.into_iter().enumerate().take(count) {
-            let col = (first + i) * ROWS;
-            let (panels, end) = ([panel; 2], (col + ROWS).min(out.cols()));
-            let mut at = Tile { x, panels, t, col, end, epilogue, out: out.reborrow() };
-            match height {
-                12 => at.vectors::<S, F, 12, 1>(s),
-                _ => at.vectors::<S, F, 8, 1>(s),
-            }
-        }
-        t += height;
-    }
-    t
-}
-
-/// Rows of activations from `t` on against one or two panels.
+/// All rows of activations against one or two panels.
 #[inline(always)]
 fn rows<S: Simd, F: Format>(
     s: S,
@@ -117,7 +81,6 @@ fn rows<S: Simd, F: Format>(
     first: usize,
     epilogue: Epilogue,
     out: &mut MatMut,
-    mut t: usize,
 ) {
     let (col, end) = (first * ROWS, ((first + count) * ROWS).min(out.cols()));
     // As many rows as keep two accumulators each per vector in three quarters of the registers.
@@ -127,6 +90,7 @@ fn rows<S: Simd, F: Format>(
         (8, _) => 2,
         _ => 1,
     };
+    let mut t = 0;
     while t < x.rows() {
         let height = even_share(x.rows() - t, most);
         let mut at = Tile { x, panels, t, col, end, epilogue, out: out.reborrow() };
