@@ -237,12 +237,12 @@ impl Simd for Neon {
         }
     }
     #[inline(always)]
-    fn from_bits(self, a: Self::I) -> Self::V {
+    fn cast_f32(self, a: Self::I) -> Self::V {
         // SAFETY: NEON is present on AArch64.
         unsafe { vreinterpretq_f32_u8(a) }
     }
     #[inline(always)]
-    fn to_bits(self, a: Self::V) -> Self::I {
+    fn cast_i32(self, a: Self::V) -> Self::I {
         // SAFETY: NEON is present on AArch64.
         unsafe { vreinterpretq_u8_f32(a) }
     }

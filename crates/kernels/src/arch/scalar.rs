@@ -142,11 +142,11 @@ impl Simd for Scalar {
         acc + low(w) * low(a) + high(w) * high(a)
     }
     #[inline(always)]
-    fn from_bits(self, a: Self::I) -> Self::V {
+    fn cast_f32(self, a: Self::I) -> Self::V {
         f32::from_bits(a)
     }
     #[inline(always)]
-    fn to_bits(self, a: Self::V) -> Self::I {
+    fn cast_i32(self, a: Self::V) -> Self::I {
         a.to_bits()
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! Decoding follows ggml's `dequantize_row_*` operation by operation, so every value has the same
 //! bits as there (layouts: `ggml-common.h`). Encoding to Q8_0 and Q4_0 follows ggml's reference
-//! `quantize_row_*_ref`, encoding to IQ4_NL [`crate::ops::iq4_nl`]; F16 and BF16 round to nearest, ties to even.
+//! `quantize_row_*_ref`, to IQ4_NL a search of our own (`iq4_nl.rs`); F16 and BF16 round to nearest,
+//! ties to even.
 //!
 //! | format | value |
 //! |---|---|

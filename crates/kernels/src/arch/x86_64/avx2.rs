@@ -243,18 +243,20 @@ impl Simd for Avx2 {
         // SAFETY: the token proves the features.
         unsafe {
             let high = _mm256_set1_epi32(0xffff_0000_u32 as i32);
-            let [w0, a0] = [w, a].map(|x| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(x)));
-            let [w1, a1] = [w, a].map(|x| _mm256_castsi256_ps(_mm256_and_si256(x, high)));
+            let w0 = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(w));
+            let a0 = _mm256_castsi256_ps(_mm256_slli_epi32::<16>(a));
+            let w1 = _mm256_castsi256_ps(_mm256_and_si256(w, high));
+            let a1 = _mm256_castsi256_ps(_mm256_and_si256(a, high));
             _mm256_fmadd_ps(w1, a1, _mm256_fmadd_ps(w0, a0, acc))
         }
     }
     #[inline(always)]
-    fn from_bits(self, a: Self::I) -> Self::V {
+    fn cast_f32(self, a: Self::I) -> Self::V {
         // SAFETY: the token proves the features.
         unsafe { _mm256_castsi256_ps(a) }
     }
     #[inline(always)]
-    fn to_bits(self, a: Self::V) -> Self::I {
+    fn cast_i32(self, a: Self::V) -> Self::I {
         // SAFETY: the token proves the features.
         unsafe { _mm256_castps_si256(a) }
     }

@@ -276,25 +276,28 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         if BF16 {
             // SAFETY: `BF16` is true only where the CPU has AVX512_BF16; any bits are valid.
             unsafe {
-                let (w, a): (__m512bh, __m512bh) = (std::mem::transmute(w), std::mem::transmute(a));
+                let w = std::mem::transmute::<__m512i, __m512bh>(w);
+                let a = std::mem::transmute::<__m512i, __m512bh>(a);
                 return _mm512_dpbf16_ps(acc, w, a);
             }
         }
         // SAFETY: the token proves the features.
         unsafe {
             let high = _mm512_set1_epi32(0xffff_0000_u32 as i32);
-            let [w0, a0] = [w, a].map(|x| _mm512_castsi512_ps(_mm512_slli_epi32::<16>(x)));
-            let [w1, a1] = [w, a].map(|x| _mm512_castsi512_ps(_mm512_and_si512(x, high)));
+            let w0 = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(w));
+            let a0 = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(a));
+            let w1 = _mm512_castsi512_ps(_mm512_and_si512(w, high));
+            let a1 = _mm512_castsi512_ps(_mm512_and_si512(a, high));
             _mm512_fmadd_ps(w1, a1, _mm512_fmadd_ps(w0, a0, acc))
         }
     }
     #[inline(always)]
-    fn from_bits(self, a: Self::I) -> Self::V {
+    fn cast_f32(self, a: Self::I) -> Self::V {
         // SAFETY: the token proves the features.
         unsafe { _mm512_castsi512_ps(a) }
     }
     #[inline(always)]
-    fn to_bits(self, a: Self::V) -> Self::I {
+    fn cast_i32(self, a: Self::V) -> Self::I {
         // SAFETY: the token proves the features.
         unsafe { _mm512_castps_si512(a) }
     }

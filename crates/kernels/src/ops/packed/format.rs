@@ -346,13 +346,13 @@ impl<F: Format> Format for Wide<F> {
     #[inline(always)]
     fn scales<S: Simd>(s: S, panel: &Panel, index: usize, row: usize) -> Scales<S::V> {
         let at = index * Self::SCALES + 4 * row;
-        let d = s.from_bits(s.load_i(&panel.scales[at..]));
+        let d = s.cast_f32(s.load_i(&panel.scales[at..]));
         let (mut second, mut min) = (d, s.zero());
         if F::HALVES {
-            second = s.from_bits(s.load_i(&panel.scales[at + F32_ROWS..]));
+            second = s.cast_f32(s.load_i(&panel.scales[at + F32_ROWS..]));
         }
         if F::MIN {
-            min = s.from_bits(s.load_i(&panel.scales[at + F32_ROWS..]));
+            min = s.cast_f32(s.load_i(&panel.scales[at + F32_ROWS..]));
         }
         Scales { d: [d, second], min }
     }
@@ -374,12 +374,12 @@ pub(crate) fn widen<S: Simd, F: Format>(s: S, from: &Panel, blocks: usize, to: &
     for (index, to) in scales.chunks_exact_mut(Wide::<F>::SCALES).take(blocks).enumerate() {
         for row in (0..ROWS).step_by(S::LANES) {
             let Scales { d, min } = F::scales(s, from, index, row);
-            s.store_i(s.to_bits(d[0]), &mut to[4 * row..]);
+            s.store_i(s.cast_i32(d[0]), &mut to[4 * row..]);
             if F::HALVES {
-                s.store_i(s.to_bits(d[1]), &mut to[F32_ROWS + 4 * row..]);
+                s.store_i(s.cast_i32(d[1]), &mut to[F32_ROWS + 4 * row..]);
             }
             if F::MIN {
-                s.store_i(s.to_bits(min), &mut to[F32_ROWS + 4 * row..]);
+                s.store_i(s.cast_i32(min), &mut to[F32_ROWS + 4 * row..]);
             }
         }
     }
