@@ -55,7 +55,9 @@ impl WeightCache {
         let info =
             |(name, bytes): &(String, &[u8])| TensorInfo::new(name, Dtype::U8, &[bytes.len()]);
         let infos: Vec<_> = packed.iter().map(info).collect();
-        let options = SafetensorsOptions { max_shard_bytes: u64::MAX, overwrite: true };
+        // A directory of that name that is no cache is somebody's: the writer refuses it.
+        let overwrite = self.dir.join(SOURCE_FILE).is_file();
+        let options = SafetensorsOptions { max_shard_bytes: u64::MAX, overwrite };
         let side = [(SOURCE_FILE, self.source.as_bytes())];
         let mut writer = SafetensorsWriter::create(&self.dir, &infos, &side, &options)?;
         let mut bar =
