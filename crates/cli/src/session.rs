@@ -189,6 +189,10 @@ impl Session {
             reserve_answer: prompt.chat || asked,
             tools: prompt.tools,
             eos_token_ids: self.eos.clone(),
+            constraint: None,
+            priority: 0,
+            cache_salt: 0,
+            cache_points: Vec::new(),
         })
     }
 }

@@ -90,6 +90,10 @@ fn engine(threads: usize) -> (Engine, GenerationRequest) {
         reserve_answer: true,
         tools: false,
         eos_token_ids: tokenizer.eos_ids().to_vec(),
+        constraint: None,
+        priority: 0,
+        cache_salt: 0,
+        cache_points: Vec::new(),
     };
     let model = Arc::new(NemotronH::new(config, weights));
     let cpu = Arc::new(Cpu::new(Isa::best(), threads));

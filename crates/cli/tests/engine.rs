@@ -105,6 +105,10 @@ impl Kit {
             reserve_answer: true,
             tools: false,
             eos_token_ids: self.tokenizer.eos_ids().to_vec(),
+            constraint: None,
+            priority: 0,
+            cache_salt: 0,
+            cache_points: Vec::new(),
         }
     }
 }

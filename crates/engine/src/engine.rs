@@ -9,6 +9,7 @@
 //! come in a step; a sequence that fails ends alone; randomness depends on (seed, position) only.
 
 use crate::error::RequestError;
+use crate::handle::Stats;
 use crate::logits_processor::TokenHistory;
 use crate::next_token::next_tokens;
 use crate::prompt_lookup::{Drafter, PromptLookup};
@@ -16,6 +17,7 @@ use crate::request::ServerBudget;
 use crate::sampler::Sampler;
 use crate::sequence::{Event, FinishReason, GenerationRequest, Sequence, SequenceId};
 use crate::speculation::{MAX_SPECULATIVE_TOKENS, Speculation};
+use crate::stop::StopWatch;
 use crate::thinking_budget::{
     BudgetPlan, FinishCause, ThinkingBudget, ThinkingConfig, ThinkingVocab, TokenRoom,
 };
@@ -176,8 +178,14 @@ impl Engine {
         // A step allocates nothing. Capped: most sequences end long before the context does.
         tokens.reserve(max_tokens.min(MOST_TOKENS_RESERVED));
         let dtypes = StateDtypes { kv: self.config.kv_dtype, ssm: self.config.state_dtype };
+        let stops = &request.sampling.stop;
+        let stop_in_thinking = request.thinking.stop_in_thinking;
+        let stop = (!stops.is_empty()).then(|| StopWatch::new(stops, stop_in_thinking));
         self.waiting.push_back(Sequence {
             id,
+            stop,
+            constraint: request.constraint,
+            cached_tokens: 0,
             max_len: prompt_len + max_tokens,
             prompt_len,
             state: self.model.new_state(dtypes),
@@ -189,6 +197,28 @@ impl Engine {
             speculation,
         });
         Ok(id)
+    }
+
+    /// Queues the choices of one request, which have the same prompt: all of them or none.
+    ///
+    /// # Errors
+    /// As [`Engine::add`].
+    pub fn add_choices(
+        &mut self,
+        requests: Vec<GenerationRequest>,
+    ) -> Result<Vec<SequenceId>, RequestError> {
+        let before = self.waiting.len();
+        let ids: Result<Vec<_>, _> =
+            requests.into_iter().map(|request| self.add(request)).collect();
+        if ids.is_err() {
+            self.waiting.truncate(before);
+        }
+        ids
+    }
+
+    /// What the engine is doing.
+    pub fn stats(&self) -> Stats {
+        Stats { running: self.running.len(), waiting: self.waiting.len() }
     }
 
     fn check_prompt(&self, prompt: &[u32]) -> Result<(), RequestError> {

@@ -9,8 +9,10 @@
 //!   [`ThinkingParams::validate`] before a sequence exists. Defects are errors naming the field.
 #![forbid(unsafe_code)]
 
+mod constraint;
 mod engine;
 mod error;
+mod handle;
 mod logits_processor;
 mod next_token;
 mod prompt_lookup;
@@ -18,17 +20,22 @@ mod request;
 mod sampler;
 mod sequence;
 mod speculation;
+mod stop;
 pub mod thinking_budget;
 
+pub use constraint::Constraint;
 pub use engine::{Engine, EngineConfig, TokenTable};
 pub use error::{RequestError, SamplingError, ThinkingVocabError};
+pub use handle::{EngineHandle, EventSink, Stats, SubmitError};
 pub use logits_processor::{TokenHistory, process_logits};
 pub use prompt_lookup::{Drafter, PromptLookup};
-pub use request::{Effort, MAX_LOGIT_BIAS, MAX_STOP_TOKEN_IDS, MAX_TOP_LOGPROBS};
+pub use request::{Effort, MAX_LOGIT_BIAS, MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS};
+pub use request::{MAX_STOP_TOKEN_IDS, MAX_TOP_LOGPROBS};
 pub use request::{SamplingParams, ServerBudget, ThinkingParams};
 pub use sampler::{Draw, SampleInput, Sampler, TokenLogprob};
 pub use sequence::{Event, FinishEvent, FinishReason, GenerationRequest, SequenceId, TokenEvent};
 pub use speculation::{MAX_SPECULATIVE_TOKENS, SpeculationReport};
+pub use stop::StopMatcher;
 pub use thinking_budget::{
     BudgetPlan, BudgetRequest, EndedBy, EosAction, FinishCause, Grace, Insertion, LimitSource,
     Phase, ReasoningBudget, Run, Runs, Start, Step, TagTexts, ThinkingBudget, ThinkingConfig,

@@ -56,6 +56,7 @@ fn next_token(
         sequence.history.observe(token);
     }
     sequence.push(token);
+    let stopped = sequence.stop.as_mut().is_some_and(|stop| stop.push(table.bytes(token), &step));
     events.push(Event::Token(TokenEvent {
         sequence: sequence.id,
         token,
@@ -63,7 +64,8 @@ fn next_token(
         top_logprobs,
         step,
     }));
-    if stops && !step.forced && sequence.sampling.stop_token_ids.contains(&token) {
+    let stop_token = stops && !step.forced && sequence.sampling.stop_token_ids.contains(&token);
+    if stopped || stop_token {
         return end(sequence, FinishCause::Stop, FinishReason::Stop, events);
     }
     if sequence.tokens.len() >= sequence.max_len {

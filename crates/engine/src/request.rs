@@ -14,6 +14,10 @@ pub const MAX_TOP_LOGPROBS: u32 = 20;
 pub const MAX_LOGIT_BIAS: usize = 1024;
 /// Most entries of `stop_token_ids`.
 pub const MAX_STOP_TOKEN_IDS: usize = 128;
+/// Most stop strings.
+pub const MAX_STOP_STRINGS: usize = 32;
+/// Most bytes of a stop string.
+pub const MAX_STOP_STRING_BYTES: usize = 1024;
 
 /// How tokens are chosen, and when a sequence is over.
 #[derive(Clone, Debug, PartialEq)]
@@ -42,6 +46,9 @@ pub struct SamplingParams {
     pub logprobs: Option<u32>,
     /// Tokens that end the sequence, beside the model's own.
     pub stop_token_ids: Vec<u32>,
+    /// Bytes that end the sequence where they appear in the answer (see
+    /// [`ThinkingParams::stop_in_thinking`]); none is empty.
+    pub stop: Vec<Vec<u8>>,
     /// Added to logits, each in [−100, 100].
     pub logit_bias: Vec<(u32, f32)>,
     /// End-of-sequence tokens are ordinary tokens.
@@ -64,6 +71,7 @@ impl Default for SamplingParams {
             min_tokens: 0,
             logprobs: None,
             stop_token_ids: Vec::new(),
+            stop: Vec::new(),
             logit_bias: Vec::new(),
             ignore_eos: false,
         }
@@ -117,6 +125,13 @@ impl SamplingParams {
     fn validate_token_lists(&self, vocab_size: usize) -> Result<(), RequestError> {
         at_most("logit_bias", self.logit_bias.len(), MAX_LOGIT_BIAS)?;
         at_most("stop_token_ids", self.stop_token_ids.len(), MAX_STOP_TOKEN_IDS)?;
+        at_most("stop", self.stop.len(), MAX_STOP_STRINGS)?;
+        let sound = |len| (1..=MAX_STOP_STRING_BYTES).contains(&len);
+        if let Some(stop) = self.stop.iter().find(|stop| !sound(stop.len())) {
+            let found = format!("{} bytes", stop.len());
+            let expected = "strings of 1 to 1024 bytes";
+            return Err(RequestError::OutOfRange { field: "stop", expected, found });
+        }
         let in_vocab = |field, id: u32| {
             if (id as usize) < vocab_size {
                 return Ok(());

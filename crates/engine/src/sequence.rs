@@ -3,10 +3,12 @@
 //! Invariant: `state` has read the first `state.len()` of the sequence's tokens (prompt, then
 //! output); everything after them is still to be fed.
 
+use crate::constraint::Constraint;
 use crate::logits_processor::TokenHistory;
 use crate::request::{SamplingParams, ThinkingParams};
 use crate::sampler::TokenLogprob;
 use crate::speculation::{Speculation, SpeculationReport};
+use crate::stop::StopWatch;
 use crate::thinking_budget::{Insertion, ReasoningBudget, Runs, Start, Step, ThinkingBudget};
 use hybra_model::SequenceState;
 use std::sync::Arc;
@@ -16,7 +18,7 @@ use std::sync::Arc;
 pub struct SequenceId(pub u64);
 
 /// What an engine is asked to generate.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct GenerationRequest {
     /// The prompt; at least one token.
     pub prompt: Vec<u32>,
@@ -35,6 +37,14 @@ pub struct GenerationRequest {
     pub tools: bool,
     /// Tokens that end the sequence.
     pub eos_token_ids: Vec<u32>,
+    /// What the answer must look like; applied where the answer begins.
+    pub constraint: Option<Box<dyn Constraint>>,
+    /// Lower numbers go first.
+    pub priority: i32,
+    /// Prompts share cached state only with prompts of the same salt.
+    pub cache_salt: u64,
+    /// Prompt lengths at which the state is worth keeping, ascending: ends of messages.
+    pub cache_points: Vec<usize>,
 }
 
 /// Why a sequence ended, as OpenAI's `finish_reason`.
@@ -78,6 +88,10 @@ pub struct FinishEvent {
     pub runs: Runs,
     /// Prompt tokens.
     pub prompt_tokens: usize,
+    /// Prompt tokens that were not read because a cached state had read them.
+    pub cached_tokens: usize,
+    /// The stop string that ended it: index into [`SamplingParams::stop`].
+    pub stop: Option<usize>,
     /// Generated tokens, forced ones included.
     pub completion_tokens: usize,
     /// Tokens of the thinking section, forced ones and the close tag included.
@@ -106,6 +120,17 @@ pub enum Event {
     Finish(FinishEvent),
 }
 
+impl Event {
+    /// Whose event it is.
+    pub fn sequence(&self) -> SequenceId {
+        match self {
+            Event::Prefill { sequence, .. } => *sequence,
+            Event::Token(token) => token.sequence,
+            Event::Finish(finish) => finish.sequence,
+        }
+    }
+}
+
 pub(crate) struct Sequence {
     pub(crate) id: SequenceId,
     pub(crate) tokens: Vec<u32>,
@@ -117,6 +142,10 @@ pub(crate) struct Sequence {
     pub(crate) eos: Vec<u32>,
     pub(crate) budget: ThinkingBudget,
     pub(crate) speculation: Option<Speculation>,
+    pub(crate) stop: Option<StopWatch>,
+    #[expect(dead_code)]
+    pub(crate) constraint: Option<Box<dyn Constraint>>,
+    pub(crate) cached_tokens: usize,
 }
 
 impl Sequence {
@@ -170,6 +199,8 @@ impl Sequence {
             error,
             runs,
             prompt_tokens: self.prompt_len,
+            cached_tokens: self.cached_tokens,
+            stop: self.stop.as_ref().and_then(|watch| watch.found),
             completion_tokens: self.output_len(),
             reasoning_tokens: self.budget.reasoning_tokens(),
             budget: self.budget.report(),

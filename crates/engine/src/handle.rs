@@ -1,0 +1,204 @@
+//! An engine on a thread of its own, and the handle that everyone else holds.
+//!
+//! One OS thread owns the engine. Handles send it commands, which it takes between steps; each
+//! request's events go to its [`EventSink`], from that thread. A sink that returns false is gone,
+//! and its sequences are cancelled. The queue is bounded: a full one refuses at once.
+
+use crate::engine::Engine;
+use crate::error::RequestError;
+use crate::sequence::{Event, GenerationRequest, SequenceId};
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Takes the events of a request's sequences. It must not block: it runs on the engine's thread.
+/// False: nobody listens any more.
+pub type EventSink = Box<dyn FnMut(Event) -> bool + Send>;
+
+/// Told once whether a request was taken, and as which sequences.
+type Accepted = Box<dyn FnOnce(Result<Vec<SequenceId>, SubmitError>) + Send>;
+
+/// Why a request did not get into the engine.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum SubmitError {
+    /// The request itself.
+    #[error(transparent)]
+    Request(#[from] RequestError),
+    /// As many requests wait as may.
+    #[error("the queue is full: {waiting} requests wait")]
+    QueueFull {
+        /// How many wait.
+        waiting: usize,
+    },
+    /// The engine's thread is gone.
+    #[error("the engine has stopped")]
+    Stopped,
+}
+
+/// What the engine is doing.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Stats {
+    /// Sequences in the batch.
+    pub running: usize,
+    /// Sequences that wait for a place.
+    pub waiting: usize,
+}
+
+enum Command {
+    Submit { requests: Vec<GenerationRequest>, sink: EventSink, accepted: Accepted },
+    EndThinking { id: SequenceId, done: Box<dyn FnOnce(bool) + Send> },
+    Cancel(SequenceId),
+}
+
+/// The sending side. Clones share one engine; when the last one is dropped, the thread finishes
+/// what runs and ends.
+#[derive(Clone)]
+pub struct EngineHandle {
+    commands: Sender<Command>,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// Requests sent and not yet in the batch.
+    waiting: AtomicUsize,
+    max_num_waiting: usize,
+    stats: Mutex<Stats>,
+}
+
+impl EngineHandle {
+    /// Moves `engine` to a new thread. At most `max_num_waiting` sequences wait for a place.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub fn spawn(engine: Engine, max_num_waiting: usize) -> std::io::Result<Self> {
+        let (commands, received) = channel();
+        let waiting = AtomicUsize::new(0);
+        let shared = Arc::new(Shared { waiting, max_num_waiting, stats: Mutex::default() });
+        let owner = Owner { engine, sinks: HashMap::new(), shared: Arc::clone(&shared) };
+        std::thread::Builder::new()
+            .name("engine".to_owned())
+            .spawn(move || owner.run(&received))?;
+        Ok(Self { commands, shared })
+    }
+
+    /// Sends the choices of one request: the same prompt, each with its own seed. `accepted` is
+    /// told before the first event comes.
+    ///
+    /// # Errors
+    /// The queue is full, or the engine has stopped; then neither closure is called.
+    pub fn submit(
+        &self,
+        requests: Vec<GenerationRequest>,
+        sink: EventSink,
+        accepted: impl FnOnce(Result<Vec<SequenceId>, SubmitError>) + Send + 'static,
+    ) -> Result<(), SubmitError> {
+        let count = requests.len();
+        let waiting = self.shared.waiting.fetch_add(count, Ordering::Relaxed);
+        let refused = || self.shared.waiting.fetch_sub(count, Ordering::Relaxed);
+        if waiting > 0 && waiting + count > self.shared.max_num_waiting {
+            refused();
+            return Err(SubmitError::QueueFull { waiting });
+        }
+        let accepted = Box::new(accepted);
+        self.commands.send(Command::Submit { requests, sink, accepted }).map_err(|_| {
+            refused();
+            SubmitError::Stopped
+        })
+    }
+
+    /// Ends the thinking section of a sequence; `done` learns whether it was thinking.
+    ///
+    /// # Errors
+    /// The engine has stopped.
+    pub fn end_thinking(
+        &self,
+        id: SequenceId,
+        done: impl FnOnce(bool) + Send + 'static,
+    ) -> Result<(), SubmitError> {
+        let command = Command::EndThinking { id, done: Box::new(done) };
+        self.commands.send(command).map_err(|_| SubmitError::Stopped)
+    }
+
+    /// Cancels a sequence. Unknown ones are left alone: it may have just ended.
+    pub fn cancel(&self, id: SequenceId) {
+        // An engine that has stopped runs nothing.
+        let _ = self.commands.send(Command::Cancel(id));
+    }
+
+    /// What the engine does, as of its last step.
+    pub fn stats(&self) -> Stats {
+        self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// The engine's thread.
+struct Owner {
+    engine: Engine,
+    sinks: HashMap<SequenceId, Arc<Mutex<EventSink>>>,
+    shared: Arc<Shared>,
+}
+
+impl Owner {
+    fn run(mut self, commands: &Receiver<Command>) {
+        let mut events = Vec::new();
+        loop {
+            if self.engine.is_idle() {
+                let Ok(command) = commands.recv() else { return };
+                self.take(command);
+            }
+            let connected = loop {
+                match commands.try_recv() {
+                    Ok(command) => self.take(command),
+                    Err(TryRecvError::Empty) => break true,
+                    Err(TryRecvError::Disconnected) => break false,
+                }
+            };
+            if !connected && self.engine.is_idle() {
+                return;
+            }
+            self.engine.step(&mut events);
+            for event in events.drain(..) {
+                self.deliver(event);
+            }
+            self.publish();
+        }
+    }
+
+    fn take(&mut self, command: Command) {
+        match command {
+            Command::Submit { requests, sink, accepted } => {
+                let result = self.engine.add_choices(requests);
+                if let Ok(ids) = &result {
+                    let sink = Arc::new(Mutex::new(sink));
+                    self.sinks.extend(ids.iter().map(|&id| (id, Arc::clone(&sink))));
+                }
+                accepted(result.map_err(SubmitError::from));
+            }
+            Command::EndThinking { id, done } => done(self.engine.end_thinking(id)),
+            Command::Cancel(id) => {
+                self.engine.cancel(id);
+            }
+        }
+        self.publish();
+    }
+
+    fn deliver(&mut self, event: Event) {
+        let id = event.sequence();
+        let last = matches!(event, Event::Finish(_));
+        let Some(sink) = self.sinks.get(&id) else { return };
+        let listening = sink.lock().unwrap_or_else(PoisonError::into_inner)(event);
+        if last || !listening {
+            self.sinks.remove(&id);
+        }
+        if !last && !listening {
+            self.engine.cancel(id);
+        }
+    }
+
+    fn publish(&self) {
+        let stats = self.engine.stats();
+        self.shared.waiting.store(stats.waiting, Ordering::Relaxed);
+        *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner) = stats;
+    }
+}
