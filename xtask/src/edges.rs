@@ -10,16 +10,17 @@ use std::path::Path;
 use crate::rules::Finding;
 
 /// Folder of a crate and the folders of the crates that it may depend on.
-const ALLOWED: [(&str, &[&str]); 11] = [
+const ALLOWED: [(&str, &[&str]); 12] = [
     ("kernels", &[]),
     ("checkpoint", &[]),
     ("tokenizer", &[]),
     ("model", &["kernels", "checkpoint"]),
     ("engine", &["model", "kernels"]),
     ("compress", &["model", "kernels", "checkpoint"]),
-    ("server", &["engine", "tokenizer"]),
-    ("eval", &["engine", "tokenizer"]),
-    ("train", &["eval", "engine", "model", "kernels", "checkpoint", "tokenizer"]),
+    ("chat", &["engine", "tokenizer"]),
+    ("server", &["chat", "engine", "tokenizer"]),
+    ("eval", &["chat", "engine", "tokenizer"]),
+    ("train", &["eval", "chat", "engine", "model", "kernels", "checkpoint", "tokenizer"]),
     (
         "cli",
         &[
@@ -27,6 +28,7 @@ const ALLOWED: [(&str, &[&str]); 11] = [
             "server",
             "eval",
             "compress",
+            "chat",
             "engine",
             "model",
             "kernels",

@@ -11,6 +11,7 @@ use crate::session::Session;
 use anyhow::{Result, bail};
 use crossterm::event::{self, Event as Input, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use crossterm::terminal::{disable_raw_mode, enable_raw_mode};
+use hybra_chat::ChatInput;
 use hybra_engine::{Event, FinishEvent, FinishReason, Phase, SequenceId, ThinkingParams};
 use hybra_tokenizer::Message;
 use std::io::{BufRead, IsTerminal, Write};
@@ -49,7 +50,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let keys = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
     let system: Vec<_> = args.system.iter().map(|text| Message::new("system", text)).collect();
     let mut chat = Chat { session, messages: system.clone(), system, thinking, args, keys };
-    eprintln!("{}: /help lists the commands", chat.session.name);
+    eprintln!("{}: /help lists the commands", chat.session.model.name);
     let stdin = std::io::stdin();
     loop {
         if keys {
@@ -132,12 +133,14 @@ impl Chat {
     fn turn(&mut self, text: &str) -> Result<()> {
         let mut messages = self.messages.clone();
         messages.push(Message::new("user", text));
-        let prompt = self.session.chat_prompt(&messages, &[], &self.thinking)?;
-        let defaults = &self.session.defaults;
+        let input = ChatInput { messages, ..ChatInput::default() };
+        let prompt = self.session.model.chat_prompt(&input, &self.thinking)?;
+        let defaults = &self.session.model.defaults;
         let sampling =
             self.args.options.sampling.params(defaults, prompt.is_thinking(), fresh_seed());
         let message = self.args.options.thinking.thinking_budget_message.as_deref();
-        let request = self.session.request(prompt, sampling, self.thinking.clone(), message)?;
+        let request =
+            self.session.model.request(prompt, sampling, self.thinking.clone(), message)?;
         let id = self.session.engine.add(request)?;
         let mut screen = Screen::new(false, false);
         let started = Instant::now();
@@ -151,15 +154,16 @@ impl Chat {
         if end.reason == FinishReason::Failed {
             bail!("generation failed: {}", end.error.unwrap_or_default());
         }
-        messages.push(Message::new("assistant", &format!("{}{}", reply.answer, reply.tool)));
+        let answer = format!("{}{}", reply.text.answer, reply.text.tool);
+        let mut messages = input.messages;
+        messages.push(Message::new("assistant", &answer));
         self.messages = messages;
         Ok(())
     }
 
     /// Steps the engine and listens to the keys until the sequence ends.
     fn answer(&mut self, id: SequenceId, screen: &mut Screen) -> Result<(Reply, FinishEvent)> {
-        let (mut reply, mut events) = (Reply::default(), Vec::new());
-        let table = self.session.table.clone();
+        let (mut reply, mut events) = (Reply::new(&self.args.options.sampling.stop), Vec::new());
         let mut thought = 0;
         loop {
             if self.keys {
@@ -175,11 +179,11 @@ impl Chat {
                             screen.title(thought, self.thinking.budget);
                         }
                         let mut show = |phase, text: &str| screen.text(phase, text);
-                        reply.token(&token, &*table, &self.session.tokenizer, &mut show);
+                        reply.token(&token, &self.session.model, &mut show);
                         screen.flush()?;
                     }
                     Event::Finish(end) => {
-                        reply.finish(&end.runs, &mut |phase, text| screen.text(phase, text));
+                        reply.text.finish(&end, &mut |phase, text| screen.text(phase, text));
                         screen.end()?;
                         return Ok((reply, end));
                     }

@@ -10,8 +10,9 @@ pub(crate) mod output;
 
 use crate::cpu::CpuArgs;
 use crate::size;
-use crate::source::{self, GenerationDefaults, LoadedTokenizer, Source};
+use crate::source::{self, LoadedTokenizer, Source};
 use anyhow::{Context, Result, bail};
+use hybra_chat::GenerationDefaults;
 use hybra_checkpoint::Format;
 use hybra_kernels::DType;
 use hybra_kernels::Isa;

@@ -3,8 +3,9 @@
 use crate::options::{GenerationArgs, fresh_seed, read_text};
 use crate::reply::Reply;
 use crate::screen::Screen;
-use crate::session::{Prompt, Session};
+use crate::session::Session;
 use anyhow::{Context, Result, bail};
+use hybra_chat::{ChatInput, ChatModel, Prompt};
 use hybra_engine::{Event, FinishEvent, FinishReason, ThinkingParams};
 use hybra_tokenizer::Message;
 use serde_json::Value;
@@ -56,22 +57,23 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let thinking = args.options.thinking.params()?;
     let input = Input::read(&args)?;
     let mut session = args.options.open(args.model.as_deref())?;
-    let prompt = input.prompt(&session, &thinking)?;
+    let prompt = input.prompt(&session.model, &thinking)?;
     let seed = fresh_seed();
-    let sampling = args.options.sampling.params(&session.defaults, prompt.is_thinking(), seed);
+    let sampling =
+        args.options.sampling.params(&session.model.defaults, prompt.is_thinking(), seed);
     let message = args.options.thinking.thinking_budget_message.as_deref();
-    let request = session.request(prompt, sampling, thinking, message)?;
+    let request = session.model.request(prompt, sampling, thinking, message)?;
     session.engine.add(request)?;
 
     let mut screen = Screen::new(args.json, args.hide_thinking);
     let started = Instant::now();
-    let (reply, end) = drive(&mut session, &mut screen)?;
+    let (reply, end) = drive(&mut session, &args.options.sampling.stop, &mut screen)?;
     if end.reason == FinishReason::Failed {
         bail!("generation failed: {}", end.error.unwrap_or_default());
     }
     if args.json {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        let object = reply.completion(&session.name, &end, fresh_seed(), now);
+        let object = reply.completion(&session.model.name, &end, fresh_seed(), now);
         println!("{}", serde_json::to_string_pretty(&object)?);
     } else {
         screen.summary(&end, started.elapsed());
@@ -80,9 +82,12 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
 }
 
 /// Steps the engine until its one sequence ends.
-fn drive(session: &mut Session, screen: &mut Screen) -> Result<(Reply, FinishEvent)> {
-    let (mut reply, mut events) = (Reply::default(), Vec::new());
-    let table = session.table.clone();
+fn drive(
+    session: &mut Session,
+    stops: &[String],
+    screen: &mut Screen,
+) -> Result<(Reply, FinishEvent)> {
+    let (mut reply, mut events) = (Reply::new(stops), Vec::new());
     loop {
         session.engine.step(&mut events);
         for event in events.drain(..) {
@@ -90,11 +95,11 @@ fn drive(session: &mut Session, screen: &mut Screen) -> Result<(Reply, FinishEve
                 Event::Prefill { done, total, .. } => screen.prefill(done, total),
                 Event::Token(token) => {
                     let mut show = |phase, text: &str| screen.text(phase, text);
-                    reply.token(&token, &*table, &session.tokenizer, &mut show);
+                    reply.token(&token, &session.model, &mut show);
                     screen.flush()?;
                 }
                 Event::Finish(end) => {
-                    reply.finish(&end.runs, &mut |phase, text| screen.text(phase, text));
+                    reply.text.finish(&end, &mut |phase, text| screen.text(phase, text));
                     screen.end()?;
                     return Ok((reply, end));
                 }
@@ -136,10 +141,13 @@ impl Input {
         Ok(Self::Chat { messages, tools })
     }
 
-    fn prompt(&self, session: &Session, thinking: &ThinkingParams) -> Result<Prompt> {
-        match self {
-            Self::Raw(text) => session.raw_prompt(text),
-            Self::Chat { messages, tools } => session.chat_prompt(messages, tools, thinking),
-        }
+    fn prompt(self, model: &ChatModel, thinking: &ThinkingParams) -> Result<Prompt> {
+        Ok(match self {
+            Self::Raw(text) => model.raw_prompt(&text)?,
+            Self::Chat { messages, tools } => {
+                let input = ChatInput { messages, tools, ..ChatInput::default() };
+                model.chat_prompt(&input, thinking)?
+            }
+        })
     }
 }

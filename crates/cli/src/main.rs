@@ -20,6 +20,7 @@ mod options;
 mod progress;
 mod reply;
 mod screen;
+mod serve;
 mod session;
 mod size;
 mod source;
@@ -51,6 +52,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Command {
     Generate(generate::Args),
+    Serve(serve::Args),
     Chat(chat::Args),
     Inspect(inspect::Args),
     Verify(verify::Args),
@@ -64,6 +66,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         _ if cli.version => version::print(cli.verbose),
         Some(Command::Generate(args)) => generate::run(args),
+        Some(Command::Serve(args)) => serve::run(args),
         Some(Command::Chat(args)) => chat::run(args),
         Some(Command::Inspect(args)) => inspect::run(args),
         Some(Command::Verify(args)) => verify::run(args),

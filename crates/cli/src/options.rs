@@ -5,10 +5,12 @@
 
 use crate::cpu::{Arithmetic, ModelArgs};
 use crate::session::{Limits, Session};
-use crate::source::GenerationDefaults;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
-use hybra_engine::{Effort, Grace, MAX_SPECULATIVE_TOKENS, SamplingParams, ThinkingParams};
+use hybra_chat::GenerationDefaults;
+use hybra_engine::{
+    Effort, EngineConfig, Grace, MAX_SPECULATIVE_TOKENS, SamplingParams, ThinkingParams,
+};
 use hybra_kernels::ops::attention::KvDtype;
 use hybra_kernels::ops::ssm_state::SsmDtype;
 use hybra_model::StateDtypes;
@@ -99,7 +101,7 @@ impl GenerationArgs {
             num_speculative_tokens: self.speculate.map_or(0, |n| n as usize),
         };
         let load = self.cpu.load_options(Arithmetic::Fast);
-        Session::open(model, self.cpu.cpu()?, load, limits)
+        Session::open(model, self.cpu.cpu()?, load, limits, EngineConfig::default())
     }
 }
 
@@ -188,6 +190,9 @@ pub(crate) struct SamplingArgs {
     /// Log-probabilities of the N most probable tokens, with --json
     #[arg(long, value_name = "N")]
     pub(crate) logprobs: Option<u32>,
+    /// Stop before this text of the answer (repeatable)
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
     /// Also stop at this token id (repeatable)
     #[arg(long, value_name = "ID")]
     stop_token_id: Vec<u32>,
@@ -214,12 +219,11 @@ impl SamplingArgs {
         thinking: bool,
         fresh_seed: u64,
     ) -> SamplingParams {
-        let greedy = !defaults.do_sample.unwrap_or(thinking);
-        let own = |value: Option<f32>, family| if greedy { 0.0 } else { value.unwrap_or(family) };
+        let own = defaults.params(thinking);
         SamplingParams {
-            temperature: self.temperature.unwrap_or_else(|| own(defaults.temperature, 0.6)),
-            top_k: self.top_k.or(defaults.top_k).unwrap_or(0),
-            top_p: self.top_p.or(defaults.top_p).unwrap_or(0.95),
+            temperature: self.temperature.unwrap_or(own.temperature),
+            top_k: self.top_k.unwrap_or(own.top_k),
+            top_p: self.top_p.unwrap_or(own.top_p),
             min_p: self.min_p,
             repetition_penalty: self.repetition_penalty,
             frequency_penalty: self.frequency_penalty,
@@ -228,9 +232,10 @@ impl SamplingArgs {
             max_tokens: self.max_tokens,
             logprobs: self.logprobs,
             stop_token_ids: self.stop_token_id.clone(),
+            stop: self.stop.iter().map(|stop| stop.clone().into_bytes()).collect(),
             logit_bias: self.logit_bias.clone(),
             ignore_eos: self.ignore_eos,
-            ..SamplingParams::default()
+            ..own
         }
     }
 }

@@ -1,83 +1,35 @@
-//! From engine events to text: phases, whole characters, and the OpenAI object.
-//!
-//! Invariant: reasoning, tags, answer and tool text together are all bytes of all tokens; a piece
-//! never ends inside a character.
+//! The OpenAI object of a finished reply.
 
-use hybra_engine::{FinishEvent, FinishReason, Phase, Runs, TokenEvent, TokenTable};
+use hybra_chat::{ChatModel, Reply as Text};
+use hybra_engine::{FinishEvent, FinishReason, Phase, TokenEvent, TokenTable};
 use hybra_tokenizer::Tokenizer;
 use serde_json::{Value, json};
 
-/// Text of a reply, growing token by token.
+/// A reply with its log-probabilities, growing token by token.
 #[derive(Default)]
 pub(crate) struct Reply {
-    /// Bytes that no phase owns yet.
-    held: Vec<u8>,
-    /// The beginning of a character, and its phase.
-    partial: (Phase, Vec<u8>),
-    pub(crate) reasoning: String,
-    pub(crate) answer: String,
-    pub(crate) tool: String,
+    pub(crate) text: Text,
     logprobs: Vec<Value>,
 }
 
 impl Reply {
+    /// An empty reply that ends before the first of `stops`.
+    pub(crate) fn new(stops: &[String]) -> Self {
+        let stops: Vec<_> = stops.iter().map(|stop| stop.clone().into_bytes()).collect();
+        Self { text: Text::new(&stops, false), logprobs: Vec::new() }
+    }
+
     /// Takes a token; `show` gets the text it releases, piece by piece.
     pub(crate) fn token(
         &mut self,
         event: &TokenEvent,
-        table: &dyn TokenTable,
-        tokenizer: &Tokenizer,
+        model: &ChatModel,
         show: &mut dyn FnMut(Phase, &str),
     ) {
-        self.held.extend_from_slice(table.bytes(event.token));
-        self.release(&event.step.runs, show);
+        self.text.token(event, model.table.bytes(event.token), show);
         if let Some(logprob) = event.logprob {
-            self.logprobs.push(logprob_entry(event, logprob, tokenizer));
+            self.logprobs.push(logprob_entry(event, logprob, &model.tokenizer));
         }
-    }
-
-    /// Takes the end of the sequence.
-    pub(crate) fn finish(&mut self, runs: &Runs, show: &mut dyn FnMut(Phase, &str)) {
-        self.release(runs, show);
-        self.flush(show);
-    }
-
-    fn release(&mut self, runs: &Runs, show: &mut dyn FnMut(Phase, &str)) {
-        let mut held = std::mem::take(&mut self.held);
-        runs.drain(&mut held, |phase, bytes| self.bytes(phase, bytes, show));
-        self.held = held;
-    }
-
-    fn bytes(&mut self, phase: Phase, bytes: &[u8], show: &mut dyn FnMut(Phase, &str)) {
-        if phase != self.partial.0 {
-            self.flush(show);
-            self.partial.0 = phase;
-        }
-        let mut pending = std::mem::take(&mut self.partial.1);
-        pending.extend_from_slice(bytes);
-        let whole = whole_characters(&pending);
-        let text = String::from_utf8_lossy(&pending[..whole]).into_owned();
-        self.partial.1 = pending.split_off(whole);
-        self.append(phase, &text, show);
-    }
-
-    fn flush(&mut self, show: &mut dyn FnMut(Phase, &str)) {
-        let bytes = std::mem::take(&mut self.partial.1);
-        let text = String::from_utf8_lossy(&bytes).into_owned();
-        self.append(self.partial.0, &text, show);
-    }
-
-    fn append(&mut self, phase: Phase, text: &str, show: &mut dyn FnMut(Phase, &str)) {
-        if text.is_empty() {
-            return;
-        }
-        match phase {
-            Phase::Thinking => self.reasoning.push_str(text),
-            Phase::Answer => self.answer.push_str(text),
-            Phase::Tool => self.tool.push_str(text),
-            Phase::Tag => {}
-        }
-        show(phase, text);
     }
 
     /// The OpenAI `chat.completion` object of a finished reply.
@@ -88,16 +40,16 @@ impl Reply {
         id: u64,
         created: u64,
     ) -> Value {
-        let calls = tool_calls(&self.tool, id);
-        let mut message = json!({ "role": "assistant", "content": self.answer });
-        if !self.reasoning.is_empty() {
-            message["reasoning_content"] = json!(self.reasoning);
+        let calls = tool_calls(&self.text.tool, id);
+        let mut message = json!({ "role": "assistant", "content": self.text.answer });
+        if !self.text.reasoning.is_empty() {
+            message["reasoning_content"] = json!(self.text.reasoning);
         }
         match &calls {
             Some(calls) if calls.is_empty() => {}
             Some(calls) => message["tool_calls"] = json!(calls),
             // Text that is no sound call stays visible.
-            None => message["content"] = json!(format!("{}{}", self.answer, self.tool)),
+            None => message["content"] = json!(format!("{}{}", self.text.answer, self.text.tool)),
         }
         let logprobs = if self.logprobs.is_empty() {
             Value::Null
@@ -128,23 +80,6 @@ impl Reply {
         }
         object
     }
-}
-
-/// Bytes at the front that no later byte can change: all but the beginning of a character.
-fn whole_characters(bytes: &[u8]) -> usize {
-    let tail = bytes.len().saturating_sub(3);
-    for at in (tail..bytes.len()).rev() {
-        let need = match bytes[at] {
-            0xc2..=0xdf => 2,
-            0xe0..=0xef => 3,
-            0xf0..=0xf4 => 4,
-            0x80..=0xbf => continue,
-            _ => return bytes.len(),
-        };
-        let sound = std::str::from_utf8(&bytes[at..]).is_err_and(|e| e.error_len().is_none());
-        return if bytes.len() - at < need && sound { at } else { bytes.len() };
-    }
-    bytes.len()
 }
 
 fn logprob_entry(event: &TokenEvent, logprob: f32, tokenizer: &Tokenizer) -> Value {
@@ -200,22 +135,6 @@ fn finish_reason(reason: FinishReason, called: bool) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_the_beginning_of_a_character_waits() {
-        for (bytes, whole) in [
-            (&b"abc"[..], 3),
-            (b"", 0),
-            ("aé".as_bytes(), 3),
-            (&"aé".as_bytes()[..2], 1),
-            (&"a😀".as_bytes()[..4], 1),
-            (&[b'a', 0xff], 2),
-            (&[0x80, 0x80], 2),
-            (&[0xe0, 0x80], 2),
-        ] {
-            assert_eq!(whole_characters(bytes), whole, "{bytes:?}");
-        }
-    }
 
     #[test]
     fn calls_are_read_and_broken_ones_are_not() {

@@ -7,7 +7,7 @@
 mod tokenizer;
 
 pub(crate) use tokenizer::{
-    GenerationDefaults, HF_CONFIG_JSON, HF_JSON, LoadedTokenizer, has_tokenizer, load_tokenizer,
+    HF_CONFIG_JSON, HF_JSON, LoadedTokenizer, has_tokenizer, load_tokenizer,
 };
 
 use crate::cpu::{Arithmetic, LoadOptions};

@@ -136,6 +136,11 @@ impl Engine {
         &self.model
     }
 
+    /// Longest sequence, prompt and output.
+    pub fn max_model_len(&self) -> usize {
+        self.config.max_model_len
+    }
+
     /// Whether nothing is left to do.
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.running.is_empty() && self.ended.is_empty()

@@ -86,12 +86,15 @@ impl StopWatch {
         Self { matcher, held: Vec::new(), in_thinking, found: None }
     }
 
-    /// Takes a token's bytes; true if a stop string is complete. Forced text never completes one.
+    /// Takes a token's bytes; true if a stop string is complete. Text that is not watched, such as
+    /// forced text, ends what was begun.
     pub(crate) fn push(&mut self, bytes: &[u8], step: &Step) -> bool {
         self.held.extend_from_slice(bytes);
         let Self { matcher, held, in_thinking, found } = self;
         step.runs.drain(held, |phase, bytes| {
-            if found.is_none() && watched(phase, *in_thinking && !step.forced) {
+            if !watched(phase, *in_thinking && !step.forced) {
+                matcher.finish(|_| {});
+            } else if found.is_none() {
                 *found = matcher.push(bytes, |_| {});
             }
         });

@@ -4,7 +4,8 @@
 //! sampling defaults. GGUF files take llama.cpp's keys; what those cannot express goes into keys
 //! that begin with `hybra.`, which llama.cpp ignores.
 
-use crate::source::{GenerationDefaults, HF_CONFIG_JSON, HF_JSON};
+use crate::source::{HF_CONFIG_JSON, HF_JSON};
+use hybra_chat::GenerationDefaults;
 use hybra_checkpoint::GgufValue;
 use hybra_kernels::DType;
 use hybra_model::config::{Config, TorchDtype};

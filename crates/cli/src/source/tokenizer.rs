@@ -6,6 +6,7 @@
 
 use super::Source;
 use anyhow::{Context, Result, bail};
+use hybra_chat::GenerationDefaults;
 use hybra_checkpoint::{Gguf, OneOrMany};
 use hybra_model::config::Config;
 use hybra_tokenizer::{GgufVocab, SpecialIds, Tokenizer};
@@ -15,15 +16,6 @@ use serde_json::Value;
 pub(crate) const HF_JSON: &str = "tokenizer.huggingface.json";
 /// Hybra's key beside [`HF_JSON`]: the whole `tokenizer_config.json`.
 pub(crate) const HF_CONFIG_JSON: &str = "hybra.tokenizer_config.json";
-
-/// Sampling settings that a checkpoint recommends.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub(crate) struct GenerationDefaults {
-    pub(crate) do_sample: Option<bool>,
-    pub(crate) temperature: Option<f32>,
-    pub(crate) top_k: Option<i64>,
-    pub(crate) top_p: Option<f32>,
-}
 
 /// A tokenizer and what the checkpoint says about generating.
 pub(crate) struct LoadedTokenizer {

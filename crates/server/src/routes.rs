@@ -1,0 +1,108 @@
+//! Which path is whose, and the small endpoints.
+
+use crate::chat_completions::chat_completions;
+use crate::error::ApiError;
+use crate::json::{self, Body};
+use crate::state::{AppState, unix_seconds};
+use axum::extract::{Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::sync::Arc;
+use tokio::sync::oneshot;
+use utoipa::ToSchema;
+
+/// All paths.
+pub fn router(state: Arc<AppState>) -> Router {
+    Router::new()
+        .route("/health", get(health))
+        .route("/v1/models", get(models))
+        .route("/v1/chat/completions", post(chat_completions))
+        .route("/v1/chat/completions/control", post(control))
+        .fallback(not_found)
+        .method_not_allowed_fallback(wrong_method)
+        .with_state(state)
+}
+
+async fn not_found(request: Request) -> Response {
+    let path: String = request.uri().path().chars().take(128).collect();
+    ApiError::NotFound { param: None, message: format!("no such path: {path}") }.into_response()
+}
+
+async fn wrong_method(request: Request) -> Response {
+    ApiError::Method { method: request.method().to_string() }.into_response()
+}
+
+async fn health() -> Json<Value> {
+    Json(json!({ "status": "ok" }))
+}
+
+/// A model.
+#[derive(Serialize, ToSchema)]
+struct ModelObject {
+    id: String,
+    object: &'static str,
+    created: u64,
+    owned_by: &'static str,
+    max_model_len: usize,
+}
+
+async fn models(State(state): State<Arc<AppState>>) -> Json<Value> {
+    let names = std::iter::once(&state.model.name).chain(&state.config.served_model_names);
+    let object = |id: &String| ModelObject {
+        id: id.clone(),
+        object: "model",
+        created: unix_seconds(),
+        owned_by: "hybra",
+        max_model_len: state.max_model_len,
+    };
+    let data: Vec<_> = names.map(object).collect();
+    Json(json!({ "object": "list", "data": data }))
+}
+
+/// What to do to a running request.
+#[derive(Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+struct ControlFields {
+    /// That of the request's first event.
+    id: String,
+    /// What to do.
+    action: ControlAction,
+}
+
+#[derive(Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+enum ControlAction {
+    /// Answer now.
+    ReasoningEnd,
+}
+
+async fn control(
+    State(state): State<Arc<AppState>>,
+    Body(mut body): Body,
+) -> Result<Json<Value>, ApiError> {
+    let ControlFields { id, action: ControlAction::ReasoningEnd } = json::take(&mut body)?;
+    json::finish(&body)?;
+    let ids = state.controls().get(&id).cloned();
+    let Some(ids) = ids else {
+        let id: String = id.chars().take(64).collect();
+        let message = format!("id: no running request is called {id:?}");
+        return Err(ApiError::NotFound { param: Some("id".to_owned()), message });
+    };
+    let mut ended = 0;
+    for sequence in ids {
+        let (done, answer) = oneshot::channel();
+        state.engine.end_thinking(sequence, move |was| {
+            // The receiver lives until the answer is there.
+            let _ = done.send(was);
+        })?;
+        ended += usize::from(answer.await.unwrap_or(false));
+    }
+    if ended == 0 {
+        let message = "the request is not thinking: it answers already".to_owned();
+        return Err(ApiError::Conflict { message });
+    }
+    Ok(Json(json!({ "id": id, "ended": ended })))
+}
