@@ -54,10 +54,10 @@ impl ChatModel {
         let wanted = switch(thinking);
         let mut rendered = self.render(input, wanted, true)?;
         match (&self.tags, wanted) {
-            (Some(tags), Some(on)) if !input.continue_final_message => {
-                if !tags.set_prompt(&mut rendered, on) {
-                    return Err(ChatError::NoThinkForm);
-                }
+            (Some(tags), Some(on))
+                if !input.continue_final_message && !tags.set_prompt(&mut rendered, on) =>
+            {
+                return Err(ChatError::NoThinkForm);
             }
             (None, Some(true)) => return Err(ChatError::NoThinkTags { field: "enable_thinking" }),
             _ => {}

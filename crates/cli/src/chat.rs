@@ -1,19 +1,25 @@
 //! `hybra chat`: a conversation in the terminal.
 //!
+//! The model runs here ([`local`]) or on a server ([`remote`]).
+//!
 //! While the model writes, the terminal is in raw mode so that single keys work: Enter answers
 //! now, Ctrl-C stops the answer and not the program. Without a terminal on stdin, lines are read
 //! from it and keys do nothing. Thinking of earlier turns is left to the template, which drops it.
 
-use crate::options::{GenerationArgs, fresh_seed};
-use crate::reply::Reply;
-use crate::screen::Screen;
-use crate::session::Session;
-use anyhow::{Result, bail};
+mod client_budget;
+mod http;
+mod local;
+mod remote;
+
+use crate::options::GenerationArgs;
+use crate::screen::{Screen, Summary};
+use anyhow::Result;
 use crossterm::event::{self, Event as Input, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
 use crossterm::terminal::{disable_raw_mode, enable_raw_mode};
-use hybra_chat::ChatInput;
-use hybra_engine::{Event, FinishEvent, FinishReason, Phase, SequenceId, ThinkingParams};
+use hybra_engine::ThinkingParams;
 use hybra_tokenizer::Message;
+use local::Local;
+use remote::Remote;
 use std::io::{BufRead, IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -31,11 +37,25 @@ Examples:
   hybra chat
   hybra chat ./nano2-9b --thinking-budget 512
   hybra chat model.gguf --system 'Be brief.' --no-think
+  hybra chat --url http://localhost:8000/v1 --thinking-budget 512
+
+With --url the model runs on that server. One without a thinking budget of its own (llama.cpp,
+vLLM) gets it from this side: the text is cut where Hybra would cut it, and goes on from there.
 
 While it thinks: Enter answers now, Ctrl-C stops the answer. /help lists the commands.")]
 pub(crate) struct Args {
     /// Directory, .gguf file or hub id [default: the model inside this binary]
     model: Option<String>,
+    /// Talk to this OpenAI-compatible server instead
+    #[arg(long, value_name = "URL", conflicts_with = "model")]
+    url: Option<String>,
+    /// Key for the server
+    #[arg(long, value_name = "KEY", env = "OPENAI_API_KEY", hide_env_values = true)]
+    #[arg(requires = "url")]
+    api_key: Option<String>,
+    /// The server's model [default: the first that it lists]
+    #[arg(long, value_name = "NAME", requires = "url")]
+    model_name: Option<String>,
     /// System message
     #[arg(long, value_name = "TEXT")]
     system: Option<String>,
@@ -46,11 +66,18 @@ pub(crate) struct Args {
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let thinking = args.options.thinking.params()?;
-    let session = args.options.open(args.model.as_deref())?;
+    let backend = match &args.url {
+        Some(url) => {
+            Backend::Remote(Remote::open(url, args.api_key.clone(), args.model_name.clone())?)
+        }
+        None => {
+            Backend::Local(Box::new(Local { session: args.options.open(args.model.as_deref())? }))
+        }
+    };
     let keys = std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
     let system: Vec<_> = args.system.iter().map(|text| Message::new("system", text)).collect();
-    let mut chat = Chat { session, messages: system.clone(), system, thinking, args, keys };
-    eprintln!("{}: /help lists the commands", chat.session.model.name);
+    let mut chat = Chat { backend, messages: system.clone(), system, thinking, args, keys };
+    eprintln!("{}: /help lists the commands", chat.backend.about());
     let stdin = std::io::stdin();
     loop {
         if keys {
@@ -74,8 +101,41 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     }
 }
 
+/// Where the model runs.
+enum Backend {
+    Local(Box<Local>),
+    Remote(Remote),
+}
+
+impl Backend {
+    fn about(&self) -> String {
+        match self {
+            Self::Local(local) => local.session.model.name.clone(),
+            Self::Remote(remote) => remote.about(),
+        }
+    }
+}
+
+/// A finished answer.
+struct Answer {
+    text: String,
+    summary: Summary,
+}
+
+/// The keyboard, if there is one.
+#[derive(Clone, Copy)]
+struct Keys(bool);
+
+/// What a key asks for.
+#[derive(Clone, Copy, PartialEq)]
+enum Pressed {
+    Nothing,
+    AnswerNow,
+    Stop,
+}
+
 struct Chat {
-    session: Session,
+    backend: Backend,
     messages: Vec<Message>,
     system: Vec<Message>,
     thinking: ThinkingParams,
@@ -133,84 +193,45 @@ impl Chat {
     fn turn(&mut self, text: &str) -> Result<()> {
         let mut messages = self.messages.clone();
         messages.push(Message::new("user", text));
-        let input = ChatInput { messages, ..ChatInput::default() };
-        let prompt = self.session.model.chat_prompt(&input, &self.thinking)?;
-        let defaults = &self.session.model.defaults;
-        let sampling =
-            self.args.options.sampling.params(defaults, prompt.is_thinking(), fresh_seed());
-        let message = self.args.options.thinking.thinking_budget_message.as_deref();
-        let request =
-            self.session.model.request(prompt, sampling, self.thinking.clone(), message)?;
-        let id = self.session.engine.add(request)?;
         let mut screen = Screen::new(false, false);
         let started = Instant::now();
         let raw = if self.keys { Some(RawMode::enter()?) } else { None };
         screen.raw = raw.is_some();
-        let result = self.answer(id, &mut screen);
+        let (thinking, options, keys) = (&self.thinking, &self.args.options, Keys(self.keys));
+        let result = match &mut self.backend {
+            Backend::Local(local) => local.answer(&messages, thinking, options, &mut screen, keys),
+            Backend::Remote(remote) => {
+                remote.answer(&messages, thinking, options, &mut screen, keys)
+            }
+        };
         drop(raw);
         screen.raw = false;
-        let (reply, end) = result?;
-        screen.summary(&end, started.elapsed());
-        if end.reason == FinishReason::Failed {
-            bail!("generation failed: {}", end.error.unwrap_or_default());
-        }
-        let answer = format!("{}{}", reply.text.answer, reply.text.tool);
-        let mut messages = input.messages;
-        messages.push(Message::new("assistant", &answer));
+        let answer = result?;
+        screen.summary(&answer.summary, started.elapsed());
+        messages.push(Message::new("assistant", &answer.text));
         self.messages = messages;
         Ok(())
     }
+}
 
-    /// Steps the engine and listens to the keys until the sequence ends.
-    fn answer(&mut self, id: SequenceId, screen: &mut Screen) -> Result<(Reply, FinishEvent)> {
-        let (mut reply, mut events) = (Reply::new(&self.args.options.sampling.stop), Vec::new());
-        let mut thought = 0;
-        loop {
-            if self.keys {
-                self.listen(id)?;
-            }
-            self.session.engine.step(&mut events);
-            for event in events.drain(..) {
-                match event {
-                    Event::Prefill { done, total, .. } => screen.prefill(done, total),
-                    Event::Token(token) => {
-                        if token.step.phase == Phase::Thinking {
-                            thought += 1;
-                            screen.title(thought, self.thinking.budget);
-                        }
-                        let mut show = |phase, text: &str| screen.text(phase, text);
-                        reply.token(&token, &self.session.model, &mut show);
-                        screen.flush()?;
-                    }
-                    Event::Finish(end) => {
-                        reply.text.finish(&end, &mut |phase, text| screen.text(phase, text));
-                        screen.end()?;
-                        return Ok((reply, end));
-                    }
-                }
-            }
-        }
-    }
-
-    /// Handles the keys that were pressed since the last step.
-    fn listen(&mut self, id: SequenceId) -> Result<()> {
-        while event::poll(Duration::ZERO)? {
+impl Keys {
+    /// The key that was pressed since the last look.
+    fn pressed(self) -> Result<Pressed> {
+        while self.0 && event::poll(Duration::ZERO)? {
             let Input::Key(KeyEvent { code, modifiers, kind: KeyEventKind::Press, .. }) =
                 event::read()?
             else {
                 continue;
             };
             match code {
-                KeyCode::Enter => {
-                    self.session.engine.end_thinking(id);
-                }
+                KeyCode::Enter => return Ok(Pressed::AnswerNow),
                 KeyCode::Char('c') if modifiers.contains(KeyModifiers::CONTROL) => {
-                    self.session.engine.cancel(id);
+                    return Ok(Pressed::Stop);
                 }
                 _ => {}
             }
         }
-        Ok(())
+        Ok(Pressed::Nothing)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::options::{GenerationArgs, fresh_seed, read_text};
 use crate::reply::Reply;
-use crate::screen::Screen;
+use crate::screen::{Screen, Summary};
 use crate::session::Session;
 use anyhow::{Context, Result, bail};
 use hybra_chat::{ChatInput, ChatModel, Prompt};
@@ -76,7 +76,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         let object = reply.completion(&session.model.name, &end, fresh_seed(), now);
         println!("{}", serde_json::to_string_pretty(&object)?);
     } else {
-        screen.summary(&end, started.elapsed());
+        screen.summary(&Summary::from(&end), started.elapsed());
     }
     Ok(ExitCode::SUCCESS)
 }

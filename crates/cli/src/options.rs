@@ -3,6 +3,8 @@
 //! Precedence: command line, then the model's `generation_config.json`, then the defaults of the
 //! family (thinking on: temperature 0.6, top-p 0.95; off: greedy).
 
+mod wire;
+
 use crate::cpu::{Arithmetic, ModelArgs};
 use crate::session::{Limits, Session};
 use anyhow::{Context, Result, bail};
@@ -162,7 +164,7 @@ impl ThinkingArgs {
 pub(crate) struct SamplingArgs {
     /// Most tokens to generate, thinking included [default: what the context leaves]
     #[arg(long, value_name = "N")]
-    max_tokens: Option<u32>,
+    pub(crate) max_tokens: Option<u32>,
     /// Randomness; 0 takes the most probable token
     #[arg(long, value_name = "T")]
     temperature: Option<f32>,

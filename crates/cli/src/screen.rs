@@ -4,7 +4,7 @@
 //! `NO_COLOR` is not set.
 
 use anyhow::Result;
-use hybra_engine::{EndedBy, FinishEvent, FinishReason, Phase};
+use hybra_engine::{EndedBy, FinishEvent, FinishReason, Phase, ReasoningBudget, SpeculationReport};
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
@@ -111,28 +111,75 @@ impl Screen {
         self.flush()
     }
 
+    /// Where the server splits the text, no tag tells that thinking is over.
+    pub(crate) fn close_thinking(&mut self) {
+        if self.shown == Some(Phase::Thinking) {
+            self.text(Phase::Tag, "</think>");
+        }
+    }
+
     /// One line of numbers.
-    pub(crate) fn summary(&self, end: &FinishEvent, elapsed: Duration) {
-        let seconds = elapsed.as_secs_f64().max(1e-9);
-        let thought = match (end.budget.ended_by, end.reasoning_tokens) {
-            (None, _) => "did not think".to_owned(),
-            (Some(EndedBy::Off), _) => "thinking off".to_owned(),
-            (Some(by), n) => {
-                let limit = end.budget.limit.map_or(String::new(), |l| format!(" of {l}"));
-                format!("thought {}{limit} ({n} with the tag), {}", end.budget.used, ended(by))
+    pub(crate) fn summary(&self, end: &Summary, elapsed: Duration) {
+        let line = end.line(elapsed.as_secs_f64().max(1e-9));
+        if self.progress { eprintln!("{DIM}{line}{RESET}") } else { eprintln!("{line}") }
+    }
+}
+
+/// The numbers of a reply.
+pub(crate) struct Summary {
+    /// `None`: the server does not tell.
+    pub(crate) budget: Option<ReasoningBudget>,
+    pub(crate) reasoning_tokens: u32,
+    pub(crate) prompt_tokens: usize,
+    pub(crate) completion_tokens: usize,
+    /// It ended at the limit of tokens.
+    pub(crate) length: bool,
+    pub(crate) speculation: Option<SpeculationReport>,
+    /// False where tokens were counted by what a server sent at once.
+    pub(crate) exact: bool,
+}
+
+impl From<&FinishEvent> for Summary {
+    fn from(end: &FinishEvent) -> Self {
+        Self {
+            budget: Some(end.budget),
+            reasoning_tokens: end.reasoning_tokens,
+            prompt_tokens: end.prompt_tokens,
+            completion_tokens: end.completion_tokens,
+            length: end.reason == FinishReason::Length,
+            speculation: end.speculation,
+            exact: true,
+        }
+    }
+}
+
+impl Summary {
+    fn line(&self, seconds: f64) -> String {
+        let about = if self.exact { "" } else { "about " };
+        let n = self.reasoning_tokens;
+        let thought = match self.budget.map(|b| (b, b.ended_by)) {
+            None if n == 0 => "thinking not counted by the server".to_owned(),
+            None => format!("thought {about}{n}"),
+            Some((_, None)) => "did not think".to_owned(),
+            Some((_, Some(EndedBy::Off))) => "thinking off".to_owned(),
+            Some((budget, Some(by))) => {
+                let limit = budget.limit.map_or(String::new(), |l| format!(" of {l}"));
+                let tag =
+                    if n > budget.used { format!(" ({n} with the tag)") } else { String::new() };
+                format!("thought {about}{}{limit}{tag}, {}", budget.used, ended(by))
             }
         };
-        let answer = end.completion_tokens - end.reasoning_tokens as usize;
-        let length = if end.reason == FinishReason::Length { ", stopped at the limit" } else { "" };
-        let rate = (end.prompt_tokens + end.completion_tokens) as f64 / seconds;
-        let read = end.prompt_tokens;
-        let guessed = end.speculation.map_or(String::new(), |s| {
+        let answer = self.completion_tokens.saturating_sub(n as usize);
+        let length = if self.length { ", stopped at the limit" } else { "" };
+        let rate = (self.prompt_tokens + self.completion_tokens) as f64 / seconds;
+        let read = match self.prompt_tokens {
+            0 => String::new(),
+            read => format!("; read {read}"),
+        };
+        let guessed = self.speculation.map_or(String::new(), |s| {
             format!("; {} of {} guessed tokens accepted", s.accepted, s.drafted)
         });
-        let line = format!(
-            "[{thought}; answered {answer}{length}; read {read}{guessed}; {rate:.0} tok/s]"
-        );
-        if self.progress { eprintln!("{DIM}{line}{RESET}") } else { eprintln!("{line}") }
+        format!("[{thought}; answered {about}{answer}{length}{read}{guessed}; {rate:.0} tok/s]")
     }
 }
 

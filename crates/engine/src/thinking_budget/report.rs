@@ -1,9 +1,9 @@
 //! What a reply says about its thinking: the `reasoning_budget` object, names as on the wire.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Why the thinking section ended.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EndedBy {
     /// The model completed `</think>` itself.
@@ -29,7 +29,7 @@ pub enum EndedBy {
 }
 
 /// Where the effective budget comes from.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum LimitSource {
     /// The request's budget (or its switch OFF).
@@ -45,7 +45,7 @@ pub enum LimitSource {
 }
 
 /// The counters of one choice, in tokens.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Serialize, Deserialize)]
 pub struct ReasoningBudget {
     /// Budget as asked for; `None`: no own limit.
     pub requested: Option<u32>,
