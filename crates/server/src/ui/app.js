@@ -56,7 +56,8 @@ async function answer(reply, count, view) {
       reply.stopped = true;
       say('Stopped');
     } else {
-      reply.error = error instanceof WireError ? error.message : `The page failed: ${error.message}`;
+      const known = error instanceof WireError;
+      reply.error = known ? error.message : `The page failed: ${error.message}`;
       reply.status = error.status;
     }
   }
@@ -245,11 +246,13 @@ $('new-chat').addEventListener('click', () => {
   $('input').focus();
 });
 
-const THEMES = { auto: '◐ Auto', light: '☀ Light', dark: '☾ Dark' };
+const THEMES = { auto: ['◐', 'as the system'], light: ['☀', 'light'], dark: ['☾', 'dark'] };
 function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
-  $('theme').textContent = THEMES[theme];
-  $('theme').title = 'Colours: as the system, light, or dark';
+  const [symbol, words] = THEMES[theme];
+  $('theme').textContent = symbol;
+  $('theme').title = `Colours: ${words}`;
+  $('theme').ariaLabel = `Colours: ${words}`;
   localStorage.setItem('hybra.theme', theme);
 }
 $('theme').addEventListener('click', () => {

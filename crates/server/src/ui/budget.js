@@ -28,9 +28,10 @@ const ENDINGS = {
 };
 
 const SOURCES = {
-  request: 'asked for', effort: 'from the effort', server: 'the server’s limit',
-  max_tokens: 'so that max tokens leaves an answer',
-  context: 'so that the context leaves an answer',
+  effort: ['by effort', 'the budget of the effort asked for'],
+  server: ['server', 'the server allows no more'],
+  max_tokens: ['max tokens', 'so that max tokens leaves room for an answer'],
+  context: ['context', 'so that the context leaves room for an answer'],
 };
 
 // One line for the fold, e.g. “Thought 128 tokens, cut at a newline”.
@@ -53,8 +54,9 @@ export function facts({ usage, budget, rate }) {
     out.push(['Answer', tokens(usage.completion_tokens - thought), '']);
     out.push(['Prompt', tokens(usage.prompt_tokens) + note, 'cached: read in an earlier turn']);
   }
-  if (budget && budget.limit !== null) {
-    out.push(['Limit', tokens(budget.limit), SOURCES[budget.limit_source] || '']);
+  if (budget && budget.limit !== null && budget.ended_by !== 'off') {
+    const [source, title] = SOURCES[budget.limit_source] ?? ['', 'the budget asked for'];
+    out.push(['Limit', tokens(budget.limit) + (source && ` (${source})`), title]);
   }
   if (rate) out.push(['Speed', `${number(Math.round(rate))} tok/s`, 'as it arrived here']);
   return out;

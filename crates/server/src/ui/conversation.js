@@ -100,7 +100,8 @@ export function take(reply, chunk) {
     reply.usage = chunk.usage;
     const seconds = (reply.last - reply.first) / 1000;
     const counted = chunk.usage.completion_tokens - 1;
-    reply.rate = seconds > 0 && counted > 0 ? counted / seconds : undefined;
+    // What arrives in one burst tells nothing about speed.
+    reply.rate = seconds > 0.1 && counted > 0 ? counted / seconds : undefined;
   }
   const choice = chunk.choices?.[0];
   if (!choice) return;

@@ -23,9 +23,10 @@ export function userView(message, { edit, busy }) {
   };
   const open = () => {
     const area = element('textarea', { value: message.content, 'aria-label': 'Edit message' });
-    const form = element('form', { className: 'edit' }, area, element('div', { className: 'actions' },
+    const row = element('div', { className: 'actions' },
       button('Cancel', 'Leave the message as it was', show),
-      element('button', { type: 'submit', className: 'primary' }, 'Send again')));
+      element('button', { type: 'submit', className: 'primary' }, 'Send again'));
+    const form = element('form', { className: 'edit' }, area, row);
     form.addEventListener('submit', (event) => {
       event.preventDefault();
       if (area.value.trim()) edit(area.value.trim());
@@ -102,8 +103,9 @@ export class ReplyView {
       this.thought.scrollTop = this.thought.scrollHeight;
     }
     const limit = reply.asked > 0 ? ` of ${number(reply.asked)}` : '';
-    const text = thinking ? `Thinking · ≈ ${number(reply.thinkingPieces)}${limit} tokens`
-      : reply.budget ? headline(reply.budget) : `Thought ≈ ${number(reply.thinkingPieces)} tokens`;
+    const counted = `≈ ${number(reply.thinkingPieces)}${limit} tokens`;
+    const text = thinking ? `Thinking · ${counted}`
+      : reply.budget ? headline(reply.budget) : `Thought ${counted}`;
     if (this.summary.textContent !== text) this.summary.textContent = text;
     this.fold.classList.toggle('running', thinking);
     if (!this.byHand) this.fold.open = thinking;
@@ -138,20 +140,21 @@ export class ReplyView {
   }
 
   errorCard() {
-    const card = element('div', { className: 'error', role: 'alert' }, this.reply.error);
-    if (this.actions.retry) {
-      card.append(button('Try again', 'Ask the same again', this.actions.retry));
-      if (this.reply.status === 401) {
-        card.append(button('Enter the API key', 'Open the settings', this.actions.askKey));
-      }
+    const row = element('div', { className: 'actions' });
+    const { retry, askKey } = this.actions;
+    if (retry) row.append(button('Try again', 'Ask the same again', retry));
+    if (askKey && this.reply.status === 401) {
+      row.append(button('Enter the API key', 'Open the settings', askKey));
     }
-    return card;
+    const text = element('p', {}, this.reply.error);
+    return element('div', { className: 'error', role: 'alert' }, text, row);
   }
 
   buttons() {
-    const row = element('div', { className: 'actions' }, copyButton(this.reply));
+    const row = element('div', { className: 'actions' });
+    if (this.reply.content) row.append(copyButton(this.reply));
     const { retry, compare } = this.actions;
-    if (retry) row.append(button('Regenerate', 'Ask again, from here', retry));
+    if (retry && !this.reply.error) row.append(button('Regenerate', 'Ask again, from here', retry));
     if (compare && this.reply.usage && this.reply.asked >= 0 && !this.baseline) {
       const title = 'Ask again without a budget and compare the tokens';
       row.append(button('Compare without a budget', title, compare));
@@ -196,15 +199,16 @@ function callCard(call, result) {
   try {
     pretty = JSON.stringify(JSON.parse(pretty), null, 2);
   } catch { /* Not JSON: shown as the model wrote it. */ }
-  const node = element('section', { className: 'call', 'aria-label': `Call of ${call.function.name}` },
-    element('h3', {}, 'Tool call ', element('code', {}, call.function.name)),
+  const { name } = call.function;
+  const node = element('section', { className: 'call', 'aria-label': `Call of ${name}` },
+    element('h3', {}, 'Tool call ', element('code', {}, name)),
     element('pre', { tabIndex: 0 }, pretty));
   if (result !== undefined) {
     node.append(element('h3', {}, 'Result'), element('pre', { tabIndex: 0 }, result));
     return { node };
   }
   const area = element('textarea', { rows: 2, required: true, className: 'code',
-    'aria-label': `Result of ${call.function.name}`, placeholder: 'Type the tool’s result' });
+    'aria-label': `Result of ${name}`, placeholder: 'Type the tool’s result' });
   node.append(area);
   return { node, area };
 }
