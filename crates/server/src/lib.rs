@@ -17,6 +17,7 @@ pub mod json;
 pub mod routes;
 pub mod sse;
 pub mod state;
+pub mod ui;
 pub mod validate;
 pub mod wire;
 

@@ -21,6 +21,7 @@ pub fn router(state: Arc<AppState>) -> Router {
         .route("/v1/models", get(models))
         .route("/v1/chat/completions", post(chat_completions))
         .route("/v1/chat/completions/control", post(control))
+        .merge(crate::ui::router())
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
         .with_state(state)
