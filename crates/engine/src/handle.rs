@@ -8,7 +8,7 @@ use crate::engine::Engine;
 use crate::error::RequestError;
 use crate::sequence::{Event, GenerationRequest, SequenceId};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -64,6 +64,8 @@ struct Shared {
     waiting: AtomicUsize,
     max_num_waiting: usize,
     stats: Mutex<Stats>,
+    /// The thread ended.
+    ended: AtomicBool,
 }
 
 impl EngineHandle {
@@ -74,7 +76,8 @@ impl EngineHandle {
     pub fn spawn(engine: Engine, max_num_waiting: usize) -> std::io::Result<Self> {
         let (commands, received) = channel();
         let waiting = AtomicUsize::new(0);
-        let shared = Arc::new(Shared { waiting, max_num_waiting, stats: Mutex::default() });
+        let (stats, ended) = Default::default();
+        let shared = Arc::new(Shared { waiting, max_num_waiting, stats, ended });
         let owner = Owner { engine, sinks: HashMap::new(), shared: Arc::clone(&shared) };
         std::thread::Builder::new()
             .name("engine".to_owned())
@@ -126,6 +129,11 @@ impl EngineHandle {
         let _ = self.commands.send(Command::Cancel(id));
     }
 
+    /// Whether the engine's thread still runs: it ends by a panic, or after its last handle.
+    pub fn is_alive(&self) -> bool {
+        !self.shared.ended.load(Ordering::Acquire)
+    }
+
     /// What the engine does, as of its last step.
     pub fn stats(&self) -> Stats {
         self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -137,6 +145,12 @@ struct Owner {
     engine: Engine,
     sinks: HashMap<SequenceId, Arc<Mutex<EventSink>>>,
     shared: Arc<Shared>,
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.shared.ended.store(true, Ordering::Release);
+    }
 }
 
 impl Owner {

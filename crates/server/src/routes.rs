@@ -4,7 +4,7 @@ use crate::chat_completions::chat_completions;
 use crate::error::ApiError;
 use crate::json::{self, Body};
 use crate::state::{AppState, unix_seconds};
-use axum::extract::{Request, State};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
@@ -14,16 +14,16 @@ use std::sync::Arc;
 use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
-/// All paths.
+/// The paths of the API, behind keys and limits.
 pub fn router(state: Arc<AppState>) -> Router {
     Router::new()
-        .route("/health", get(health))
         .route("/v1/models", get(models))
         .route("/v1/chat/completions", post(chat_completions))
         .route("/v1/chat/completions/control", post(control))
-        .merge(crate::ui::router())
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
+        // The body was limited when it was read.
+        .layer(DefaultBodyLimit::disable())
         .with_state(state)
 }
 
@@ -34,10 +34,6 @@ async fn not_found(request: Request) -> Response {
 
 async fn wrong_method(request: Request) -> Response {
     ApiError::Method { method: request.method().to_string() }.into_response()
-}
-
-async fn health() -> Json<Value> {
-    Json(json!({ "status": "ok" }))
 }
 
 /// A model.
