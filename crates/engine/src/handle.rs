@@ -1,12 +1,17 @@
 //! An engine on a thread of its own, and the handle that everyone else holds.
 //!
 //! One OS thread owns the engine. Handles send it commands, which it takes between steps; each
-//! request's events go to its [`EventSink`], from that thread. A sink that returns false is gone,
-//! and its sequences are cancelled. The queue is bounded: a full one refuses at once.
+//! request's events go to its [`EventSink`], from that thread. A sink that returns false, or panics,
+//! is gone, and its sequences are cancelled. The queue is bounded: a full one refuses at once.
+//!
+//! Invariants: every sequence that was accepted gets a [`Event::Finish`], unless its sink is gone;
+//! the thread outlives panics; the number that wait is exact, requests on their way included.
 
 use crate::engine::Engine;
 use crate::error::RequestError;
+use crate::isolation::isolated;
 use crate::sequence::{Event, GenerationRequest, SequenceId};
+use crate::stats::Stats;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
@@ -36,19 +41,11 @@ pub enum SubmitError {
     Stopped,
 }
 
-/// What the engine is doing.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Stats {
-    /// Sequences in the batch.
-    pub running: usize,
-    /// Sequences that wait for a place.
-    pub waiting: usize,
-}
-
 enum Command {
     Submit { requests: Vec<GenerationRequest>, sink: EventSink, accepted: Accepted },
     EndThinking { id: SequenceId, done: Box<dyn FnOnce(bool) + Send> },
     Cancel(SequenceId),
+    Warm { tokens: Vec<u32>, salt: u64 },
 }
 
 /// The sending side. Clones share one engine; when the last one is dropped, the thread finishes
@@ -60,7 +57,7 @@ pub struct EngineHandle {
 }
 
 struct Shared {
-    /// Requests sent and not yet in the batch.
+    /// Sequences sent and not in the batch.
     waiting: AtomicUsize,
     max_num_waiting: usize,
     stats: Mutex<Stats>,
@@ -75,10 +72,11 @@ impl EngineHandle {
     /// The system gives no thread.
     pub fn spawn(engine: Engine, max_num_waiting: usize) -> std::io::Result<Self> {
         let (commands, received) = channel();
-        let waiting = AtomicUsize::new(0);
+        let waiting = AtomicUsize::new(engine.stats().waiting);
         let (stats, ended) = Default::default();
         let shared = Arc::new(Shared { waiting, max_num_waiting, stats, ended });
-        let owner = Owner { engine, sinks: HashMap::new(), shared: Arc::clone(&shared) };
+        let (sinks, counted) = (HashMap::new(), engine.stats().waiting);
+        let owner = Owner { engine, sinks, shared: Arc::clone(&shared), counted };
         std::thread::Builder::new()
             .name("engine".to_owned())
             .spawn(move || owner.run(&received))?;
@@ -129,14 +127,21 @@ impl EngineHandle {
         let _ = self.commands.send(Command::Cancel(id));
     }
 
-    /// Whether the engine's thread still runs: it ends by a panic, or after its last handle.
+    /// Whether the engine's thread still runs: it ends after its last handle.
     pub fn is_alive(&self) -> bool {
         !self.shared.ended.load(Ordering::Acquire)
     }
 
-    /// What the engine does, as of its last step.
+    /// Has `tokens` read when nothing else is to do, as [`Engine::warm`].
+    pub fn warm(&self, tokens: Vec<u32>, salt: u64) {
+        // An engine that has stopped needs no warm-up.
+        let _ = self.commands.send(Command::Warm { tokens, salt });
+    }
+
+    /// What the engine does, as of its last step; the number that wait is of this moment.
     pub fn stats(&self) -> Stats {
-        self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        let stats = *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner);
+        Stats { waiting: self.shared.waiting.load(Ordering::Relaxed), ..stats }
     }
 }
 
@@ -145,6 +150,8 @@ struct Owner {
     engine: Engine,
     sinks: HashMap<SequenceId, Arc<Mutex<EventSink>>>,
     shared: Arc<Shared>,
+    /// Those of `shared.waiting` that wait in the engine.
+    counted: usize,
 }
 
 impl Drop for Owner {
@@ -156,6 +163,7 @@ impl Drop for Owner {
 impl Owner {
     fn run(mut self, commands: &Receiver<Command>) {
         let mut events = Vec::new();
+        self.publish(0);
         loop {
             if self.engine.is_idle() {
                 let Ok(command) = commands.recv() else { return };
@@ -168,18 +176,30 @@ impl Owner {
                     Err(TryRecvError::Disconnected) => break false,
                 }
             };
-            if !connected && self.engine.is_idle() {
+            if !connected && self.engine.has_no_requests() {
                 return;
             }
-            self.engine.step(&mut events);
+            if let Err(error) = isolated(|| self.engine.step(&mut events)) {
+                self.engine.fail_all(&error, &mut events);
+            }
             for event in events.drain(..) {
                 self.deliver(event);
             }
-            self.publish();
+            self.publish(0);
         }
     }
 
     fn take(&mut self, command: Command) {
+        let taken = match &command {
+            Command::Submit { requests, .. } => requests.len(),
+            _ => 0,
+        };
+        // A panic is one in a closure of the sender, or that of a request that then was not added.
+        let _ = isolated(|| self.obey(command));
+        self.publish(taken);
+    }
+
+    fn obey(&mut self, command: Command) {
         match command {
             Command::Submit { requests, sink, accepted } => {
                 let result = self.engine.add_choices(requests);
@@ -193,15 +213,19 @@ impl Owner {
             Command::Cancel(id) => {
                 self.engine.cancel(id);
             }
+            Command::Warm { tokens, salt } => {
+                self.engine.warm(tokens, salt);
+            }
         }
-        self.publish();
     }
 
     fn deliver(&mut self, event: Event) {
         let id = event.sequence();
         let last = matches!(event, Event::Finish(_));
         let Some(sink) = self.sinks.get(&id) else { return };
-        let listening = sink.lock().unwrap_or_else(PoisonError::into_inner)(event);
+        let mut sink = sink.lock().unwrap_or_else(PoisonError::into_inner);
+        let listening = isolated(|| sink(event)).unwrap_or(false);
+        drop(sink);
         if last || !listening {
             self.sinks.remove(&id);
         }
@@ -210,9 +234,12 @@ impl Owner {
         }
     }
 
-    fn publish(&self) {
+    /// Shows what the engine does; `taken` sequences that were on their way are with it now.
+    fn publish(&mut self, taken: usize) {
         let stats = self.engine.stats();
-        self.shared.waiting.store(stats.waiting, Ordering::Relaxed);
+        let change = stats.waiting.wrapping_sub(self.counted).wrapping_sub(taken);
+        self.counted = stats.waiting;
+        self.shared.waiting.fetch_add(change, Ordering::Relaxed);
         *self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner) = stats;
     }
 }

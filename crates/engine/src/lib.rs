@@ -9,24 +9,37 @@
 //!   [`ThinkingParams::validate`] before a sequence exists. Defects are errors naming the field.
 #![forbid(unsafe_code)]
 
+mod admission;
+mod choices;
+mod config;
 mod constraint;
 mod engine;
 mod error;
 mod handle;
+mod isolation;
 mod logits_processor;
 mod next_token;
+mod prefix;
+mod prefix_cache;
 mod prompt_lookup;
 mod request;
 mod sampler;
+mod scheduler;
 mod sequence;
+mod snapshots;
 mod speculation;
+mod stats;
+mod step;
 mod stop;
+mod swap;
 pub mod thinking_budget;
+mod warm;
 
+pub use config::EngineConfig;
 pub use constraint::Constraint;
-pub use engine::{Engine, EngineConfig, TokenTable};
+pub use engine::{Engine, TokenTable};
 pub use error::{RequestError, SamplingError, ThinkingVocabError};
-pub use handle::{EngineHandle, EventSink, Stats, SubmitError};
+pub use handle::{EngineHandle, EventSink, SubmitError};
 pub use logits_processor::{TokenHistory, process_logits};
 pub use prompt_lookup::{Drafter, PromptLookup};
 pub use request::{Effort, MAX_LOGIT_BIAS, MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS};
@@ -35,6 +48,7 @@ pub use request::{SamplingParams, ServerBudget, ThinkingParams};
 pub use sampler::{Draw, SampleInput, Sampler, TokenLogprob};
 pub use sequence::{Event, FinishEvent, FinishReason, GenerationRequest, SequenceId, TokenEvent};
 pub use speculation::{MAX_SPECULATIVE_TOKENS, SpeculationReport};
+pub use stats::{Counters, Stats};
 pub use stop::StopMatcher;
 pub use thinking_budget::{
     BudgetPlan, BudgetRequest, EndedBy, EosAction, FinishCause, Grace, Insertion, LimitSource,

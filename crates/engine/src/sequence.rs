@@ -1,15 +1,20 @@
 //! One request inside the engine: its tokens, its model state and its thinking budget.
 //!
-//! Invariant: `state` has read the first `state.len()` of the sequence's tokens (prompt, then
-//! output); everything after them is still to be fed.
+//! Invariants: a state has read the first `len()` of its sequence's tokens (prompt, then output);
+//! everything after them is still to be fed. A sequence that runs has its state in memory.
 
 use crate::constraint::Constraint;
+use crate::isolation::isolated;
 use crate::logits_processor::TokenHistory;
+use crate::prefix::{Prefixes, last_split};
 use crate::request::{SamplingParams, ThinkingParams};
 use crate::sampler::TokenLogprob;
 use crate::speculation::{Speculation, SpeculationReport};
 use crate::stop::StopWatch;
-use crate::thinking_budget::{Insertion, ReasoningBudget, Runs, Start, Step, ThinkingBudget};
+use crate::swap::Swapped;
+use crate::thinking_budget::{
+    FinishCause, Insertion, ReasoningBudget, Runs, Start, Step, ThinkingBudget,
+};
 use hybra_model::SequenceState;
 use std::sync::Arc;
 
@@ -56,7 +61,7 @@ pub enum FinishReason {
     Length,
     /// The caller cancelled it.
     Cancelled,
-    /// Its logits were not finite; other sequences go on.
+    /// Its logits were not finite, or its work panicked; other sequences go on.
     Failed,
 }
 
@@ -88,7 +93,8 @@ pub struct FinishEvent {
     pub runs: Runs,
     /// Prompt tokens.
     pub prompt_tokens: usize,
-    /// Prompt tokens that were not read because a cached state had read them.
+    /// Prompt tokens that were not read because a cached state had read them. For choices of one
+    /// request: those that none of them read, so that the request's prompt counts once.
     pub cached_tokens: usize,
     /// The stop string that ended it: index into [`SamplingParams::stop`].
     pub stop: Option<usize>,
@@ -131,12 +137,48 @@ impl Event {
     }
 }
 
+/// Where a sequence's state is.
+pub(crate) enum Held {
+    /// Nothing was read, or it has to be read again.
+    Nothing,
+    /// Here; always so while the sequence runs.
+    Memory(SequenceState),
+    /// In a file, until the sequence runs again.
+    Disk(Swapped),
+}
+
+impl Held {
+    pub(crate) fn is_nothing(&self) -> bool {
+        matches!(self, Held::Nothing)
+    }
+
+    /// Bytes of memory.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Held::Memory(state) => state.bytes(),
+            Held::Nothing | Held::Disk(_) => 0,
+        }
+    }
+}
+
 pub(crate) struct Sequence {
     pub(crate) id: SequenceId,
+    pub(crate) priority: i32,
+    pub(crate) salt: u64,
+    /// The choices that share the prompt.
+    pub(crate) group: Option<u64>,
+    /// Of the prompt's prefixes, where states are kept.
+    pub(crate) keys: Vec<u64>,
+    /// Prompt lengths at which the state may be worth keeping.
+    pub(crate) cache_points: Vec<usize>,
+    /// Prompt lengths at which the state is to be kept or shared, descending; none is passed.
+    pub(crate) stops: Vec<usize>,
+    /// The last step that read of the prompt.
+    pub(crate) last_served: u64,
     pub(crate) tokens: Vec<u32>,
     pub(crate) prompt_len: usize,
     pub(crate) max_len: usize,
-    pub(crate) state: SequenceState,
+    pub(crate) held: Held,
     pub(crate) sampling: SamplingParams,
     pub(crate) history: TokenHistory,
     pub(crate) eos: Vec<u32>,
@@ -154,9 +196,47 @@ impl Sequence {
         self.tokens.len() - self.prompt_len
     }
 
+    /// Its place among those that wait and run: lower ones go first.
+    pub(crate) fn rank(&self) -> (i32, SequenceId) {
+        (self.priority, self.id)
+    }
+
+    /// The state of a sequence that runs.
+    pub(crate) fn state(&self) -> &SequenceState {
+        match &self.held {
+            Held::Memory(state) => state,
+            Held::Nothing | Held::Disk(_) => unreachable!("a sequence runs with its state"),
+        }
+    }
+
+    /// As [`Self::state`], to be changed.
+    pub(crate) fn state_mut(&mut self) -> &mut SequenceState {
+        match &mut self.held {
+            Held::Memory(state) => state,
+            Held::Nothing | Held::Disk(_) => unreachable!("a sequence runs with its state"),
+        }
+    }
+
     /// Tokens not yet read by the model.
     pub(crate) fn pending(&self) -> &[u32] {
-        &self.tokens[self.state.len()..]
+        &self.tokens[self.state().len()..]
+    }
+
+    /// The prompt with its keys.
+    pub(crate) fn prefixes(&self) -> Prefixes<'_> {
+        let tokens = &self.tokens[..self.prompt_len];
+        Prefixes { salt: self.salt, tokens, keys: &self.keys }
+    }
+
+    /// It has not read as much of its prompt as choices share.
+    pub(crate) fn reads_for_others(&self) -> bool {
+        self.state().len() < last_split(self.prompt_len)
+    }
+
+    /// Its end by an error.
+    pub(crate) fn fail(&mut self, error: String) -> Event {
+        let runs = isolated(|| self.budget.finish(FinishCause::Cancel)).unwrap_or_default();
+        Event::Finish(self.finish_event(FinishReason::Failed, Some(error), runs))
     }
 
     /// Guesses tokens after the known ones: at most `room`, and none that `max_len` would leave

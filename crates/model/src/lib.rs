@@ -6,7 +6,7 @@
 //!   [`layer`]: one block of it; [`presets`]: built-in shapes.
 //! - [`tensors`]: the registry of tensor names, shapes and roles; [`load`] finds them in a
 //!   checkpoint; [`weights`] holds them.
-//! - [`state`]: what a sequence carries; [`batch`]: the new tokens of several sequences;
+//! - [`state`]: what a sequence carries, [`state_image`] as bytes; [`batch`]: the new tokens of several sequences;
 //!   [`NemotronH::accept`] forgets drafted tokens.
 //! - [`memory`], [`report`]: parameters and bytes, from the config alone.
 //!
@@ -33,6 +33,7 @@ pub mod presets;
 pub mod reference;
 pub mod report;
 pub mod state;
+pub mod state_image;
 pub mod tensors;
 pub mod weights;
 
@@ -41,7 +42,8 @@ pub use batch::{Batch, LogitsFor, Segment};
 pub use config::Config;
 pub use error::ConfigError;
 pub use load::LoadError;
-pub use nemotron_h::{ForwardError, NemotronH, SCAN_CHUNK};
+pub use nemotron_h::{ForwardError, NemotronH, OpenError, SCAN_CHUNK};
 pub use observer::{NoObserver, Observer};
 pub use state::{SequenceState, StateDtypes};
+pub use state_image::{StateBytes, StateImageError};
 pub use weights::Weights;

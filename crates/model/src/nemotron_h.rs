@@ -15,17 +15,21 @@
 use crate::activations::{Activations, sized};
 use crate::batch::Batch;
 use crate::config::Config;
+use crate::error::ConfigError;
 use crate::layer::LayerConfig;
+use crate::load::LoadError;
 use crate::mamba2::Pass;
 pub use crate::mamba2::SCAN_CHUNK;
 use crate::observer::Observer;
 use crate::state::{SequenceState, StateDtypes};
 use crate::weights::{LayerWeights, Matrix, Weights};
 use crate::{attention, mamba2, mlp};
+use hybra_checkpoint::Checkpoint;
 use hybra_kernels::ops::embedding::embedding;
 use hybra_kernels::ops::packed::Epilogue;
 use hybra_kernels::ops::rms_norm::rms_norm;
 use hybra_kernels::{Cpu, MatMut, MatRef};
+use std::path::Path;
 
 /// Why a forward pass was refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -42,6 +46,17 @@ pub enum ForwardError {
     },
 }
 
+/// Why a model cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// No checkpoint, or its configuration is no model's.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// Its tensors are not those of the configuration.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+}
+
 /// A model that can run: its configuration and weights.
 pub struct NemotronH {
     config: Config,
@@ -53,6 +68,17 @@ impl NemotronH {
     #[must_use]
     pub fn new(config: Config, weights: Weights) -> Self {
         Self { config, weights }
+    }
+
+    /// The model of a checkpoint, its weights as stored.
+    ///
+    /// # Errors
+    /// What is wrong with the checkpoint.
+    pub fn open(path: &Path) -> Result<Self, OpenError> {
+        let checkpoint = Checkpoint::open(path).map_err(ConfigError::Checkpoint)?;
+        let config = Config::from_checkpoint(&checkpoint)?;
+        let weights = Weights::load(&checkpoint, &config, |_, _| {})?;
+        Ok(Self::new(config, weights))
     }
 
     /// The configuration.

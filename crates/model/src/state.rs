@@ -121,6 +121,30 @@ impl SequenceState {
         self.layers.iter().map(layer).sum::<usize>() + self.draft.bytes()
     }
 
+    /// Calls `each` with a number and the bytes of every block of keys and values; states that
+    /// share a block give the same number.
+    pub fn for_each_kv_block(&self, mut each: impl FnMut(usize, usize)) {
+        for layer in &self.layers {
+            if let LayerState::Attention(cache) = layer {
+                let bytes = cache.block_bytes();
+                cache.for_each_block(|block| each(block, bytes));
+            }
+        }
+    }
+
+    /// A copy with the SSM state in `dtype`; it shares keys and values.
+    #[must_use]
+    pub fn to_ssm_dtype(&self, dtype: SsmDtype) -> Self {
+        let layer = |layer: &LayerState| match layer {
+            LayerState::Mamba2(Mamba2State { conv, ssm }) => {
+                LayerState::Mamba2(Mamba2State { conv: conv.clone(), ssm: ssm.to_dtype(dtype) })
+            }
+            other => other.clone(),
+        };
+        let layers = self.layers.iter().map(layer).collect();
+        Self { layers, len: self.len, draft: self.draft.clone() }
+    }
+
     /// For measuring only: makes the state look as if `tokens` more tokens had been read, without
     /// reading them. Caches grow by plausible keys and values, recurrent state becomes nonzero; all
     /// memory is this sequence's own. What a model generates from such a state means nothing.

@@ -11,6 +11,7 @@ use crate::buffer::MatRef;
 use crate::ops::tile::Element;
 use crate::simd::Simd;
 use half::bf16;
+use std::io::{self, Read, Write};
 use std::ops::Range;
 
 /// Positions in a block.
@@ -29,7 +30,7 @@ impl Element for i8 {
 }
 
 /// A value as a block stores it.
-pub(crate) trait Stored: Element + Default {
+pub(crate) trait Stored: Element + Default + bytemuck::Pod {
     /// Whether values are multiples of a scale of their position and head.
     const SCALED: bool;
     /// The value for `x`; `scale` is 1 where values have none.
@@ -111,6 +112,18 @@ impl<E: Stored> Block<E> {
     pub(crate) fn bytes(heads: usize, head_dim: usize) -> usize {
         let scales = if E::SCALED { 2 * BLOCK * size_of::<f32>() } else { 0 };
         heads * (head_len(head_dim) * size_of::<E>() + scales)
+    }
+
+    /// Writes what is held, in the machine's byte order.
+    pub(crate) fn write_to(&self, to: &mut dyn Write) -> io::Result<()> {
+        to.write_all(bytemuck::cast_slice(&self.data))?;
+        to.write_all(bytemuck::cast_slice(&self.scales))
+    }
+
+    /// Takes what [`Self::write_to`] wrote.
+    pub(crate) fn read_from(&mut self, from: &mut dyn Read) -> io::Result<()> {
+        from.read_exact(bytemuck::cast_slice_mut(&mut self.data))?;
+        from.read_exact(bytemuck::cast_slice_mut(&mut self.scales))
     }
 
     /// A head.

@@ -8,6 +8,7 @@
 use crate::Cpu;
 use crate::buffer::{Chunks, MatRef};
 use crate::ops::kv_block::{BLOCK, Block, Stored};
+use std::io::{self, Read, Write};
 use std::sync::Arc;
 
 /// How keys and values are stored.
@@ -127,6 +128,63 @@ impl KvCache {
         }
         with_blocks!(&self.blocks, blocks => bytes(blocks, self.num_kv_heads, self.head_dim))
     }
+
+    /// Bytes of a block of 64 positions.
+    pub fn block_bytes(&self) -> usize {
+        let (heads, dim) = (self.num_kv_heads, self.head_dim);
+        match self.blocks {
+            Blocks::F32(_) => Block::<f32>::bytes(heads, dim),
+            Blocks::Bf16(_) => Block::<u16>::bytes(heads, dim),
+            Blocks::Q8(_) => Block::<i8>::bytes(heads, dim),
+        }
+    }
+
+    /// Calls `each` with a number for every block; clones that share a block give the same one.
+    pub fn for_each_block(&self, mut each: impl FnMut(usize)) {
+        with_blocks!(&self.blocks, blocks => {
+            blocks.iter().for_each(|block| each(Arc::as_ptr(block).addr()));
+        });
+    }
+
+    /// Writes all blocks, in the machine's byte order.
+    ///
+    /// # Errors
+    /// What `to` answers.
+    pub fn write_to(&self, to: &mut dyn Write) -> io::Result<()> {
+        with_blocks!(&self.blocks, blocks => blocks.iter().try_for_each(|b| b.write_to(to)))
+    }
+
+    /// Becomes the cache of `len` positions that [`Self::write_to`] wrote. Memory grows with what
+    /// is read.
+    ///
+    /// # Errors
+    /// What `from` answers, such as an early end; the cache then holds no position.
+    pub fn read_from(&mut self, from: &mut dyn Read, len: usize) -> io::Result<()> {
+        self.truncate(0);
+        let (heads, dim) = (self.num_kv_heads, self.head_dim);
+        with_blocks!(&mut self.blocks, blocks => read(blocks, from, len, heads, dim))?;
+        self.len = len;
+        Ok(())
+    }
+}
+
+fn read<E: Stored>(
+    blocks: &mut Vec<Arc<Block<E>>>,
+    from: &mut dyn Read,
+    len: usize,
+    heads: usize,
+    dim: usize,
+) -> io::Result<()> {
+    let read = (0..len.div_ceil(BLOCK)).try_for_each(|_| {
+        let mut block = Block::new(heads, dim);
+        block.read_from(from)?;
+        blocks.push(Arc::new(block));
+        Ok(())
+    });
+    if read.is_err() {
+        blocks.clear();
+    }
+    read
 }
 
 /// Operations, roughly, to store a value.
@@ -245,6 +303,14 @@ mod tests {
             assert_eq!(position(&cache, 64), want(64));
             assert_eq!(position(&cache, 65), want(0));
             assert_eq!(position(&before, 65), want(65), "a clone keeps its positions");
+            let mut written = Vec::new();
+            cache.write_to(&mut written).unwrap();
+            assert_eq!(written.len(), 2 * cache.block_bytes());
+            let mut again = KvCache::new(dtype, heads, dim);
+            again.read_from(&mut &written[..], 67).unwrap();
+            assert!((0..67).all(|i| position(&again, i) == position(&cache, i)));
+            again.read_from(&mut &written[1..], 67).unwrap_err();
+            assert_eq!((again.len(), again.bytes()), (0, 0));
             cache.truncate(0);
             assert_eq!(cache.bytes(), 0);
         }

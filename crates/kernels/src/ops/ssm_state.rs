@@ -65,6 +65,44 @@ impl SsmState {
         }
     }
 
+    /// The number type.
+    pub fn dtype(&self) -> SsmDtype {
+        match self {
+            Self::F32(_) => SsmDtype::F32,
+            Self::Bf16(_) => SsmDtype::Bf16,
+        }
+    }
+
+    /// The same values in `dtype`, rounded as a store rounds.
+    #[must_use]
+    pub fn to_dtype(&self, dtype: SsmDtype) -> Self {
+        match (self, dtype) {
+            (Self::F32(values), SsmDtype::Bf16) => {
+                Self::Bf16(values.iter().map(|v| bf16_bits(*v)).collect())
+            }
+            (Self::Bf16(values), SsmDtype::F32) => {
+                Self::F32(values.iter().map(|v| v.widen()).collect())
+            }
+            _ => self.clone(),
+        }
+    }
+
+    /// The values as bytes, in the machine's order.
+    pub fn as_bytes(&self) -> &[u8] {
+        match self {
+            Self::F32(values) => bytemuck::cast_slice(values),
+            Self::Bf16(values) => bytemuck::cast_slice(values),
+        }
+    }
+
+    /// As [`Self::as_bytes`], to be written.
+    pub fn as_bytes_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::F32(values) => bytemuck::cast_slice_mut(values),
+            Self::Bf16(values) => bytemuck::cast_slice_mut(values),
+        }
+    }
+
     /// All of it, to be written.
     pub fn view_mut(&mut self) -> SsmStateMut<'_> {
         match self {
@@ -167,6 +205,14 @@ mod tests {
             let mut view = state.view_mut();
             let first = view.split_off(4);
             assert_eq!((first.len(), view.len()), (4, 6));
+            state.fill_with(|| 1.0 / 3.0);
+            let other = state.to_dtype(SsmDtype::Bf16).to_dtype(SsmDtype::F32);
+            assert_eq!(other, SsmState::F32(vec![0.333_984_38; 10]));
+            assert_eq!(state.to_dtype(dtype), state);
+            assert_eq!(state.as_bytes().len(), bytes);
+            let mut copy = SsmState::new(dtype, 10);
+            copy.as_bytes_mut().copy_from_slice(state.as_bytes());
+            assert_eq!((copy.dtype(), &copy), (dtype, &state));
         }
     }
 }

@@ -1,0 +1,146 @@
+//! Which tokens of which sequences go into a step: pure planning.
+//!
+//! Every sequence with one pending token gets it. Prompts share what is left of the budget: the
+//! better priority first, then round robin in pieces of a scan chunk, those that waited longest
+//! first. While a sequence decodes, prompts get less, so that its tokens keep coming.
+//!
+//! Invariants: a piece ends at a multiple of [`SCAN_CHUNK`], at the end of its prompt, or at a stop
+//! (which is such a multiple), so that no plan changes a bit; something is planned whenever
+//! something is pending.
+
+use hybra_model::SCAN_CHUNK;
+
+/// What a sequence asks for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Demand {
+    /// Tokens not read yet; the first is at a multiple of [`SCAN_CHUNK`] if there are several.
+    pub(crate) pending: usize,
+    /// It has generated tokens.
+    pub(crate) decodes: bool,
+    /// Tokens up to its next stop.
+    pub(crate) until_stop: usize,
+    /// Lower ones go first.
+    pub(crate) priority: i32,
+    /// The last step that read of its prompt, and its place in the queue.
+    pub(crate) last_served: (u64, u64),
+}
+
+/// What a step may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StepBudget {
+    /// Tokens in all.
+    pub(crate) tokens: usize,
+    /// Tokens of prompts while a sequence decodes.
+    pub(crate) prefill_while_decoding: usize,
+}
+
+/// Plans steps, in memory that it keeps.
+#[derive(Debug, Default)]
+pub(crate) struct Scheduler {
+    /// By sequence.
+    pub(crate) demands: Vec<Demand>,
+    takes: Vec<usize>,
+    /// Prompts in the order of service.
+    order: Vec<usize>,
+}
+
+impl Scheduler {
+    /// Tokens for each of [`Self::demands`].
+    pub(crate) fn plan(&mut self, budget: StepBudget) -> &[usize] {
+        let Self { demands, takes, order } = self;
+        takes.clear();
+        takes.extend(demands.iter().map(|demand| usize::from(demand.pending == 1)));
+        order.clear();
+        order.extend((0..demands.len()).filter(|&i| demands[i].pending > 1));
+        order.sort_unstable_by_key(|&i| (demands[i].priority, demands[i].last_served));
+        let singles: usize = takes.iter().sum();
+        let mut left = budget.tokens.saturating_sub(singles);
+        if demands.iter().any(|demand| demand.decodes) {
+            left = left.min(budget.prefill_while_decoding);
+        }
+        left = (left / SCAN_CHUNK * SCAN_CHUNK).max(SCAN_CHUNK);
+        for class in order.chunk_by(|&a, &b| demands[a].priority == demands[b].priority) {
+            while left > 0 && round(class, demands, takes, &mut left) {}
+        }
+        takes
+    }
+}
+
+/// One more piece for each of `class`; false if nobody took one.
+fn round(class: &[usize], demands: &[Demand], takes: &mut [usize], left: &mut usize) -> bool {
+    let mut any = false;
+    for &i in class {
+        let Demand { pending, until_stop, .. } = demands[i];
+        let piece = SCAN_CHUNK.min(pending.min(until_stop) - takes[i]);
+        if piece > 0 && piece <= *left {
+            takes[i] += piece;
+            *left -= piece;
+            any = true;
+        }
+    }
+    any
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const STEP: StepBudget = StepBudget { tokens: 512, prefill_while_decoding: 64 };
+
+    fn prompt(pending: usize) -> Demand {
+        let (priority, last_served) = (0, (0, 0));
+        Demand { pending, decodes: false, until_stop: usize::MAX, priority, last_served }
+    }
+
+    fn decoding() -> Demand {
+        Demand { decodes: true, ..prompt(1) }
+    }
+
+    fn plan(budget: StepBudget, demands: &[Demand]) -> Vec<usize> {
+        let mut scheduler = Scheduler { demands: demands.to_vec(), ..Scheduler::default() };
+        scheduler.plan(budget).to_vec()
+    }
+
+    #[test]
+    fn prompts_share_the_budget() {
+        assert_eq!(plan(STEP, &[prompt(1000)]), [512]);
+        assert_eq!(plan(STEP, &[prompt(100_000), prompt(200)]), [256, 200]);
+        assert_eq!(plan(STEP, &[prompt(100_000), prompt(70), prompt(1)]), [320, 70, 1]);
+        assert_eq!(plan(STEP, &[]), [0usize; 0]);
+    }
+
+    #[test]
+    fn running_streams_stay_smooth() {
+        assert_eq!(plan(STEP, &[decoding(), prompt(1000), prompt(30)]), [1, 64, 0]);
+        let late = Demand { last_served: (7, 1), ..prompt(1000) };
+        assert_eq!(plan(STEP, &[decoding(), late, prompt(30)]), [1, 0, 30]);
+        let wide = StepBudget { prefill_while_decoding: 256, ..STEP };
+        assert_eq!(plan(wide, &[decoding(), prompt(1000)]), [1, 256]);
+        // A budget that decoding uses up leaves prompts one piece.
+        let narrow = StepBudget { tokens: 64, ..STEP };
+        assert_eq!(plan(narrow, &[decoding(), prompt(1000)]), [1, 64]);
+    }
+
+    #[test]
+    fn better_priorities_go_first_and_stops_hold() {
+        let urgent = Demand { priority: -1, ..prompt(400) };
+        assert_eq!(plan(STEP, &[prompt(1000), urgent]), [64, 400]);
+        let stopped = Demand { until_stop: 128, ..prompt(1000) };
+        assert_eq!(plan(STEP, &[stopped, prompt(1000)]), [128, 384]);
+    }
+
+    #[test]
+    fn pieces_end_where_they_may() {
+        for a in [2, 63, 64, 65, 130, 1000] {
+            for b in [1, 2, 100, 513] {
+                for budget in [STEP, StepBudget { tokens: 64, prefill_while_decoding: 64 }] {
+                    let takes = plan(budget, &[prompt(a), prompt(b)]);
+                    for (take, pending) in takes.iter().zip([a, b]) {
+                        assert!(take % SCAN_CHUNK == 0 || *take == pending, "{a} {b}: {takes:?}");
+                    }
+                    assert!(takes.iter().any(|take| *take > 0));
+                }
+            }
+        }
+    }
+}

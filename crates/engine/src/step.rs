@@ -1,0 +1,178 @@
+//! One step: the batch, the model, and what its logits become.
+//!
+//! Invariants: before and after every step a state has read the tokens that its sequence says; a
+//! panic in a sequence's own work fails that sequence, one in the model those in the batch; a step
+//! of sequences that decode allocates nothing.
+
+use crate::engine::Engine;
+use crate::isolation::isolated;
+use crate::next_token::next_tokens;
+use crate::sampler::Sampler;
+use crate::scheduler::{Demand, StepBudget};
+use crate::sequence::{Event, Sequence};
+use hybra_model::{Activations, LogitsFor, NoObserver, SequenceState};
+
+impl Engine {
+    /// Runs the model once and appends what happened to `events`.
+    pub fn step(&mut self, events: &mut Vec<Event>) {
+        self.admit();
+        events.append(&mut self.ended);
+        if self.running.is_empty() {
+            return self.warm_step();
+        }
+        self.counters.steps += 1;
+        self.schedule();
+        self.fill();
+        let mut activations = std::mem::take(&mut self.activations);
+        match self.forward(&mut activations) {
+            Ok(logits) => {
+                self.keep_snapshots();
+                self.decide(logits, events);
+                self.activations = activations;
+                self.forget_wrong_guesses(events);
+            }
+            // The activations are dropped, and with the sequences their states.
+            Err(error) => {
+                while let Some((i, _)) = self.fed.pop() {
+                    events.push(self.running.remove(i).fail(error.clone()));
+                }
+            }
+        }
+    }
+
+    /// Decides which tokens are read.
+    fn schedule(&mut self) {
+        self.batch.clear();
+        self.fed.clear();
+        let demand = |s: &Sequence| Demand {
+            pending: s.pending().len(),
+            decodes: s.output_len() > 0,
+            until_stop: s.stops.last().map_or(usize::MAX, |stop| stop - s.state().len()),
+            priority: s.priority,
+            last_served: (s.last_served, s.id.0),
+        };
+        self.scheduler.demands.clear();
+        self.scheduler.demands.extend(self.running.iter().map(demand));
+        let takes = self.scheduler.plan(StepBudget {
+            tokens: self.config.max_num_batched_tokens,
+            prefill_while_decoding: self.config.max_prefill_while_decoding,
+        });
+        self.fed.extend(takes.iter().copied().enumerate().filter(|(_, len)| *len > 0));
+    }
+
+    /// Puts the planned tokens into the batch, and guesses where room is left for them.
+    fn fill(&mut self) {
+        let planned: usize = self.fed.iter().map(|(_, len)| len).sum();
+        let mut room = self.config.max_num_batched_tokens.saturating_sub(planned);
+        for &(i, len) in &self.fed {
+            let sequence = &mut self.running[i];
+            if isolated(|| sequence.propose(room)).is_err() {
+                // Without guesses it has the same tokens.
+                sequence.speculation = None;
+            }
+            if sequence.output_len() == 0 {
+                sequence.last_served = self.counters.steps;
+                self.counters.prefilled_tokens += len as u64;
+            }
+            let (pending, draft) = (sequence.pending(), sequence.draft());
+            room -= draft.len();
+            if !draft.is_empty() {
+                self.batch.push_draft(pending[0], draft);
+            } else {
+                let all = len == pending.len();
+                let logits = if all { LogitsFor::Last } else { LogitsFor::None };
+                self.batch.push(&pending[..len], logits);
+            }
+        }
+    }
+
+    /// Reads the batch.
+    fn forward<'a>(&mut self, activations: &'a mut Activations) -> Result<&'a [f32], String> {
+        let mut states = emptied(std::mem::take(&mut self.states));
+        let mut fed = self.fed.iter().map(|(i, _)| *i).peekable();
+        let running = self.running.iter_mut().enumerate();
+        let states_of = |(i, s)| fed.next_if_eq(&i).map(|_| Sequence::state_mut(s));
+        states.extend(running.filter_map(states_of));
+        let (model, cpu, batch) = (&self.model, &self.cpu, &self.batch);
+        let logits =
+            isolated(|| model.forward(cpu, batch, &mut states, activations, &mut NoObserver));
+        self.states = emptied(states);
+        logits?.map_err(|error| format!("internal error: {error}"))
+    }
+
+    /// Keeps and shares the states of prompts that are at a stop.
+    fn keep_snapshots(&mut self) {
+        for k in 0..self.fed.len() {
+            let sequence = &mut self.running[self.fed[k].0];
+            let read = sequence.state().len();
+            if sequence.stops.pop_if(|stop| *stop == read).is_none() {
+                continue;
+            }
+            let room = self.cache_room();
+            let sequence = &self.running[self.fed[k].0];
+            if self.snapshots.is_on() {
+                self.snapshots.keep(sequence.prefixes().up_to(read), sequence.state(), room);
+            }
+            self.groups.share(sequence, &self.waiting);
+        }
+    }
+
+    /// Lets each sequence decide its next tokens.
+    fn decide(&mut self, mut logits: &[f32], events: &mut Vec<Event>) {
+        let vocab_size = self.model.config().vocab_size;
+        let mut over = Vec::new();
+        for (&(i, _), segment) in self.fed.iter().zip(self.batch.segments()) {
+            let sequence = &mut self.running[i];
+            let before = sequence.output_len();
+            if before == 0 {
+                let (done, total) = (sequence.state().len(), sequence.prompt_len);
+                events.push(Event::Prefill { sequence: sequence.id, done, total });
+            }
+            let (rows, others) = logits.split_at(segment.num_logits() * vocab_size);
+            logits = others;
+            let (rows, sampler) = (rows.chunks(vocab_size), &mut self.sampler);
+            let decided = isolated(|| next_tokens(sequence, rows, sampler, &*self.table, events));
+            let is_over = decided.unwrap_or_else(|error| {
+                self.sampler = Sampler::new();
+                events.push(sequence.fail(error));
+                true
+            });
+            self.counters.generated_tokens += (sequence.output_len() - before) as u64;
+            if is_over {
+                over.push(i);
+            }
+        }
+        for i in over.into_iter().rev() {
+            self.running.remove(i);
+        }
+    }
+
+    /// States keep what the sequences' tokens say.
+    fn forget_wrong_guesses(&mut self, events: &mut Vec<Event>) {
+        let mut failed = Vec::new();
+        for (i, sequence) in self.running.iter_mut().enumerate() {
+            let known = sequence.tokens.len();
+            let state = sequence.state_mut();
+            if state.drafted() == 0 {
+                continue;
+            }
+            let right = state.drafted() - (state.len() + 1 - known);
+            let (model, activations) = (&self.model, &mut self.activations);
+            if let Err(error) = isolated(|| model.accept(&self.cpu, state, right, activations)) {
+                self.activations = Activations::new();
+                events.push(sequence.fail(error));
+                failed.push(i);
+            }
+        }
+        for i in failed.into_iter().rev() {
+            self.running.remove(i);
+        }
+    }
+}
+
+/// The memory of `list` for states that live for another time.
+fn emptied<'b>(mut list: Vec<&mut SequenceState>) -> Vec<&'b mut SequenceState> {
+    list.clear();
+    // Collecting a vector's own iterator keeps its memory; a test of allocations holds it to that.
+    list.into_iter().map(|_| unreachable!("the list is empty")).collect()
+}
