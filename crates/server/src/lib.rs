@@ -8,15 +8,21 @@
 //! - User text reaches no log by default.
 #![forbid(unsafe_code)]
 
+pub mod anthropic;
 pub mod chat_completions;
 pub mod choice;
+pub mod choices;
+pub mod completions;
 pub mod config;
 pub mod error;
 pub mod generation;
 pub mod json;
+pub mod models;
+pub mod openapi;
 pub mod routes;
 pub mod sse;
 pub mod state;
+pub mod tokenize;
 pub mod validate;
 pub mod wire;
 
