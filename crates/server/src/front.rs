@@ -156,12 +156,18 @@ async fn endpoint(State(front): State<Arc<Front>>, request: Request) -> Response
     }
 }
 
-/// Middleware: keys and limits.
-async fn guard(
-    State(front): State<Arc<Front>>,
-    request: Request,
-    next: Next,
-) -> Result<Response, ApiError> {
+/// Middleware: keys and limits. An error has the form of the API that was called.
+async fn guard(State(front): State<Arc<Front>>, request: Request, next: Next) -> Response {
+    let anthropic = request.uri().path().starts_with("/v1/messages");
+    match check(&front, request).await {
+        Ok(request) => next.run(request).await,
+        Err(error) if anthropic => error.into_anthropic(),
+        Err(error) => error.into_response(),
+    }
+}
+
+/// The request with its whole body.
+async fn check(front: &Front, request: Request) -> Result<Request, ApiError> {
     let headers = request.headers();
     let bytes: usize = headers.iter().map(|(k, v)| k.as_str().len() + v.len()).sum();
     if headers.len() > MAX_HEADERS || bytes > MAX_HEADER_BYTES {
@@ -174,7 +180,7 @@ async fn guard(
     }
     let (head, body) = request.into_parts();
     let body = whole_body(body, front.config.read_timeout).await?;
-    Ok(next.run(Request::from_parts(head, body)).await)
+    Ok(Request::from_parts(head, body))
 }
 
 async fn whole_body(body: Body, timeout: Duration) -> Result<Body, ApiError> {

@@ -25,6 +25,8 @@ pub struct Generation {
     begun: bool,
     /// When each choice's newest token came.
     newest: Vec<Option<Instant>>,
+    /// Which choices are the first of their prompt.
+    first: Vec<bool>,
 }
 
 /// Cancels what has not ended.
@@ -58,6 +60,7 @@ impl Generation {
         let (context, submitted) = (Context::current(), Instant::now());
         log_prompt(state, &context, &requests);
         let newest = vec![None; requests.len()];
+        let first = first_of_prompt(&requests);
         let (sender, events) = mpsc::channel(state.config.stream_buffer * requests.len());
         let (accepted, guard) = oneshot::channel();
         let sink = Box::new(move |event| sender.try_send(event).is_ok());
@@ -76,7 +79,7 @@ impl Generation {
         };
         let guard = taken.map_err(|error| refusal(state, error))?;
         let (state, begun) = (Arc::clone(state), false);
-        Ok(Self { events, guard, state, context, submitted, begun, newest })
+        Ok(Self { events, guard, state, context, submitted, begun, newest, first })
     }
 
     /// The next event; `None` after the last choice has ended.
@@ -125,12 +128,12 @@ impl Generation {
             }
             Event::Finish(end) => {
                 let ended = self.guard.live.iter().filter(|id| id.is_none()).count();
-                metrics.finished(end, ended == 1);
+                metrics.finished(end);
                 if matches!(end.reason, FinishReason::Failed | FinishReason::Cancelled) {
                     metrics.failure("generation");
                 }
                 let tokens = &self.context.tokens;
-                if ended == 1 {
+                if self.first[choice] {
                     Tokens::add(&tokens.prompt, end.prompt_tokens);
                     Tokens::add(&tokens.cached, end.cached_tokens);
                 }
@@ -173,6 +176,12 @@ fn refusal(state: &AppState, error: SubmitError) -> ApiError {
     state.metrics.failure("queue_full");
     let retry_after = state.metrics.retry_after(waiting, state.engine.stats().running);
     ApiError::Busy { waiting, retry_after }
+}
+
+/// Which requests have another prompt than the one before.
+fn first_of_prompt(requests: &[GenerationRequest]) -> Vec<bool> {
+    let same = |i: usize| i > 0 && requests[i].prompt == requests[i - 1].prompt;
+    (0..requests.len()).map(|i| !same(i)).collect()
 }
 
 /// The prompt, escaped, if the operator wants it.

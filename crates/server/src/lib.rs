@@ -8,9 +8,12 @@
 //! - User text reaches no log by default.
 #![forbid(unsafe_code)]
 
+pub mod anthropic;
 pub mod auth;
 pub mod chat_completions;
 pub mod choice;
+pub mod choices;
+pub mod completions;
 pub mod config;
 pub mod connection;
 pub mod context;
@@ -20,11 +23,14 @@ pub mod generation;
 pub mod json;
 pub mod lifecycle;
 pub mod metrics;
+pub mod models;
 pub mod observe;
+pub mod openapi;
 pub mod routes;
 pub mod sse;
 pub mod state;
 pub mod tls;
+pub mod tokenize;
 pub mod ui;
 pub mod validate;
 pub mod wire;

@@ -24,14 +24,10 @@ const MAX_RETRY_AFTER_S: f64 = 60.0;
 /// Everything that is counted.
 pub struct Metrics {
     registry: Registry,
-    running: Gauge,
-    waiting: Gauge,
     requests: Family<Labels, Counter>,
     failures: Family<Labels, Counter>,
     ended_by: Family<Labels, Counter>,
-    prompt_tokens: Counter,
-    cached_tokens: Counter,
-    generation_tokens: Counter,
+    engine: EngineMetrics,
     reasoning_tokens: Counter,
     /// From submission to the first step that read part of the prompt.
     pub queue_time: Histogram,
@@ -49,14 +45,10 @@ impl Default for Metrics {
         let seconds = || Histogram::new(exponential_buckets(0.001, 2.0, 20));
         let mut metrics = Self {
             registry: Registry::with_prefix("hybra"),
-            running: Gauge::default(),
-            waiting: Gauge::default(),
             requests: Family::default(),
             failures: Family::default(),
             ended_by: Family::default(),
-            prompt_tokens: Counter::default(),
-            cached_tokens: Counter::default(),
-            generation_tokens: Counter::default(),
+            engine: EngineMetrics::default(),
             reasoning_tokens: Counter::default(),
             queue_time: seconds(),
             time_to_first_token: seconds(),
@@ -72,19 +64,12 @@ impl Default for Metrics {
 impl Metrics {
     fn register(&mut self) {
         let r = &mut self.registry;
-        r.register("num_requests_running", "Sequences in the batch", self.running.clone());
-        r.register("num_requests_waiting", "Sequences in the queue", self.waiting.clone());
+        self.engine.register(r);
         r.register("http_requests", "HTTP requests by route and status", self.requests.clone());
         let help = "Generations without a whole reply, by reason";
         r.register("request_failures", help, self.failures.clone());
         let help = "Choices by what ended their thinking";
         r.register("thinking_ended", help, self.ended_by.clone());
-        r.register("prompt_tokens", "Prompt tokens", self.prompt_tokens.clone());
-        let help = "Prompt tokens looked up in the prefix cache";
-        r.register("prefix_cache_queries", help, self.prompt_tokens.clone());
-        let help = "Prompt tokens found in the prefix cache";
-        r.register("prefix_cache_hits", help, self.cached_tokens.clone());
-        r.register("generation_tokens", "Generated tokens", self.generation_tokens.clone());
         r.register("reasoning_tokens", "Tokens of thinking", self.reasoning_tokens.clone());
         for (name, help, histogram) in [
             ("request_queue_time", "Until the first step with the request", &self.queue_time),
@@ -107,13 +92,8 @@ impl Metrics {
         self.failures.get_or_create(&vec![("reason", reason.to_owned())]).inc();
     }
 
-    /// A choice ended. The choices of a request share its prompt, which counts once.
-    pub fn finished(&self, end: &FinishEvent, first_of_request: bool) {
-        if first_of_request {
-            self.prompt_tokens.inc_by(end.prompt_tokens as u64);
-            self.cached_tokens.inc_by(end.cached_tokens as u64);
-        }
-        self.generation_tokens.inc_by(end.completion_tokens as u64);
+    /// A choice ended.
+    pub fn finished(&self, end: &FinishEvent) {
         self.reasoning_tokens.inc_by(u64::from(end.reasoning_tokens));
         if let Some(ended_by) = end.budget.ended_by {
             let labels = vec![("ended_by", ended_by_name(ended_by))];
@@ -142,11 +122,64 @@ impl Metrics {
     /// The text, with what the engine does now.
     #[must_use]
     pub fn text(&self, stats: &Stats) -> String {
-        self.running.set(stats.running as i64);
-        self.waiting.set(stats.waiting as i64);
+        self.engine.set(stats);
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("a string takes everything");
         text
+    }
+}
+
+/// What the engine tells about itself.
+#[derive(Default)]
+struct EngineMetrics {
+    gauges: [Gauge; 6],
+    totals: [Counter; 6],
+}
+
+impl EngineMetrics {
+    fn register(&self, registry: &mut Registry) {
+        let gauges = [
+            ("num_requests_running", "Sequences in the batch"),
+            ("num_requests_waiting", "Sequences in the queue"),
+            ("num_prompts_to_warm", "Prompts to be read in idle time"),
+            ("state_memory_bytes", "States of sequences in memory"),
+            ("prefix_cache_bytes", "Prefix cache in memory"),
+            ("prefix_cache_entries", "States in the prefix cache"),
+        ];
+        for ((name, help), gauge) in gauges.into_iter().zip(&self.gauges) {
+            registry.register(name, help, gauge.clone());
+        }
+        let totals = [
+            ("prompt_tokens", "Prompt tokens of requests that began"),
+            ("prefix_cache_queries", "Prompt tokens looked up in the prefix cache"),
+            ("prefix_cache_hits", "Prompt tokens that a kept state had read"),
+            ("generation_tokens", "Generated tokens"),
+            ("engine_steps", "Steps; generated tokens by steps are the mean batch size"),
+            ("num_preemptions", "How often a sequence lost its place"),
+        ];
+        for ((name, help), total) in totals.into_iter().zip(&self.totals) {
+            registry.register(name, help, total.clone());
+        }
+    }
+
+    fn set(&self, stats: &Stats) {
+        let sizes = [stats.running, stats.waiting, stats.warm_pending];
+        let bytes = [stats.state_bytes, stats.cache_bytes, stats.cache_entries];
+        for (gauge, size) in self.gauges.iter().zip(sizes.into_iter().chain(bytes)) {
+            gauge.set(size as i64);
+        }
+        let counters = &stats.counters;
+        let totals = [
+            counters.prompt_tokens,
+            counters.prompt_tokens,
+            counters.cache_hit_tokens,
+            counters.generated_tokens,
+            counters.steps,
+            counters.preemptions,
+        ];
+        for (total, count) in self.totals.iter().zip(totals) {
+            total.inner().store(count, Ordering::Relaxed);
+        }
     }
 }
 
