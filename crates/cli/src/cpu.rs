@@ -70,6 +70,11 @@ impl ModelArgs {
         self.cpu.cpu()
     }
 
+    /// As [`CpuArgs::threads`].
+    pub(crate) fn threads(&self) -> usize {
+        self.cpu.threads()
+    }
+
     /// What was asked for, with `default` arithmetic.
     pub(crate) fn load_options(&self, default: Arithmetic) -> LoadOptions {
         let arithmetic = self.arithmetic.unwrap_or(default);

@@ -28,7 +28,7 @@ mod verify;
 mod version;
 mod weight_cache;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::process::ExitCode;
 
 /// Run, shrink and teach hybrid Mamba-2–Transformer reasoning models.
@@ -62,11 +62,26 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let result = match cli.command {
+    run().unwrap_or_else(|error| {
+        if stdout::is_closed(&error) {
+            return ExitCode::SUCCESS;
+        }
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run() -> anyhow::Result<ExitCode> {
+    let command = Cli::command();
+    let matches = serve::matches(command.clone())?;
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    match cli.command {
         _ if cli.version => version::print(cli.verbose),
         Some(Command::Generate(args)) => generate::run(args),
-        Some(Command::Serve(args)) => serve::run(args),
+        Some(Command::Serve(args)) => {
+            let matches = matches.subcommand_matches("serve").expect("it was parsed");
+            serve::run(args, &command, matches)
+        }
         Some(Command::Chat(args)) => chat::run(args),
         Some(Command::Inspect(args)) => inspect::run(args),
         Some(Command::Verify(args)) => verify::run(args),
@@ -74,18 +89,8 @@ fn main() -> ExitCode {
         Some(Command::Init(args)) => init::run(args),
         Some(Command::Bench(args)) => bench::run(args),
         None => {
-            use clap::CommandFactory;
-            return match Cli::command().print_help() {
-                Ok(()) => ExitCode::from(2),
-                Err(_) => ExitCode::FAILURE,
-            };
+            Cli::command().print_help()?;
+            Ok(ExitCode::from(2))
         }
-    };
-    result.unwrap_or_else(|error| {
-        if stdout::is_closed(&error) {
-            return ExitCode::SUCCESS;
-        }
-        eprintln!("error: {error:#}");
-        ExitCode::FAILURE
-    })
+    }
 }

@@ -1,64 +1,98 @@
 //! `hybra serve`: a model behind the OpenAI API.
+//!
+//! The server listens before the model is loaded and says so at `/health`. Exit status: 0 after a
+//! signal, 1 where loading failed or the engine stopped, 128 + n after a second signal n.
 
-use crate::cpu::{Arithmetic, ModelArgs};
-use crate::options::StateArgs;
-use crate::session::{Limits, Session};
-use anyhow::{Context, Result};
-use hybra_engine::{EngineConfig, EngineHandle};
-use hybra_server::{AppState, ServerConfig};
-use std::net::{IpAddr, SocketAddr};
+mod args;
+mod log;
+mod settings;
+mod stop;
+
+pub(crate) use args::Args;
+pub(crate) use settings::matches;
+
+use crate::cpu::Arithmetic;
+use crate::session::Session;
+use anyhow::{Context, Result, anyhow};
+use args::LogFormat;
+use clap::{ArgMatches, Command};
+use hybra_engine::EngineHandle;
+use hybra_server::{Front, tls};
+use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::sync::Arc;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
 
-/// Serve a model over the OpenAI API
-#[derive(clap::Args)]
-#[command(after_help = "\
-Examples:
-  hybra serve
-  hybra serve ./nano2-9b --host 0.0.0.0 --port 8000
-  curl localhost:8000/v1/chat/completions -H 'content-type: application/json' \\
-    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"c=b-7;b=0;d=c*9;d?\"}]}'")]
-pub(crate) struct Args {
-    /// Directory, .gguf file or hub id [default: the model inside this binary]
-    model: Option<String>,
-    /// Address to listen at
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
-    host: IpAddr,
-    /// Port to listen at (0: a free one)
-    #[arg(long, value_name = "PORT", default_value_t = 8000)]
-    port: u16,
-    /// Most tokens of prompt and output [default: the model's]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(2..))]
-    context: Option<u32>,
-    #[command(flatten)]
-    state: StateArgs,
-    #[command(flatten)]
-    cpu: ModelArgs,
-}
-
-/// Runs the command.
-pub(crate) fn run(args: Args) -> Result<ExitCode> {
-    let limits = Limits {
-        state: args.state,
-        context: args.context.map(|c| c as usize),
-        num_speculative_tokens: 0,
-    };
-    let load = args.cpu.load_options(Arithmetic::Fast);
-    let config = EngineConfig::default();
-    let session = Session::open(args.model.as_deref(), args.cpu.cpu()?, load, limits, config)?;
-    let max_model_len = session.engine.max_model_len();
-    let engine = EngineHandle::spawn(session.engine, 1024).context("the engine's thread")?;
-    let config =
-        ServerConfig { listen: SocketAddr::new(args.host, args.port), ..ServerConfig::default() };
-    let state = Arc::new(AppState::new(session.model, engine, config, max_model_len));
+/// Runs the command. `command` and `matches` are what `args` came from.
+pub(crate) fn run(args: Args, command: &Command, matches: &ArgMatches) -> Result<ExitCode> {
+    if args.print_config {
+        settings::print(command, matches)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    log::init(&args.log);
+    let front = Front::new(args.server()?)?;
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    runtime.context("the server's runtime")?.block_on(async {
-        let listen = state.config.listen;
-        let listener = tokio::net::TcpListener::bind(listen).await;
+    let runtime = runtime.context("the server's runtime")?;
+    let result = serve(&runtime, args, front);
+    // A model that is still being loaded holds nobody up.
+    runtime.shutdown_background();
+    result.map(|()| ExitCode::SUCCESS)
+}
+
+fn serve(runtime: &Runtime, args: Args, front: Arc<Front>) -> Result<()> {
+    let tls = front.config.tls.as_ref().map(tls::acceptor).transpose()?;
+    let scheme = if tls.is_some() { "https" } else { "http" };
+    runtime.block_on(async {
+        let stop = stop::signal()?;
+        let listen = front.config.listen;
+        let listener = TcpListener::bind(listen).await;
         let listener = listener.with_context(|| format!("cannot listen at {listen}"))?;
-        eprintln!("{}: http://{}", state.model.name, listener.local_addr()?);
-        hybra_server::serve(listener, state).await?;
-        Ok(ExitCode::SUCCESS)
+        let address = listener.local_addr()?;
+        tracing::info!(%address, "listening");
+        warn(&args, &front, address);
+        let loading = tokio::task::spawn_blocking({
+            let front = Arc::clone(&front);
+            move || load(&args, &front, &format!("{scheme}://{address}"))
+        });
+        let failed = async {
+            match loading.await {
+                Ok(Ok(())) => std::future::pending().await,
+                Ok(Err(error)) => error,
+                Err(panic) => anyhow!(panic).context("loading the model"),
+            }
+        };
+        tokio::select! {
+            served = hybra_server::serve(listener, tls, Arc::clone(&front), stop) => Ok(served?),
+            error = failed => Err(error),
+        }
     })
+}
+
+fn load(args: &Args, front: &Front, url: &str) -> Result<()> {
+    let load = args.cpu.load_options(Arithmetic::Fast);
+    let (limits, config) = (args.limits(), args.engine.config());
+    let session = Session::open(args.model.as_deref(), args.cpu.cpu()?, load, limits, config)?;
+    let max_model_len = session.engine.max_model_len();
+    let engine = EngineHandle::spawn(session.engine, args.max_queue());
+    let (name, engine) = (session.model.name.clone(), engine.context("the engine's thread")?);
+    front.open(session.model, engine, max_model_len);
+    match args.log.log_format {
+        LogFormat::Human => eprintln!("{name}: {url}"),
+        LogFormat::Json => tracing::info!(name, url, "ready"),
+    }
+    Ok(())
+}
+
+/// What an operator should know.
+fn warn(args: &Args, front: &Front, address: SocketAddr) {
+    let cores = std::thread::available_parallelism().map_or(usize::MAX, usize::from);
+    let threads = args.cpu.threads();
+    if threads > cores {
+        tracing::warn!(threads, cores, "more threads than cores make every step slower");
+    }
+    if front.config.api_keys.is_empty() && !address.ip().is_loopback() {
+        tracing::warn!(%address, "everyone who reaches this address may ask: no API key is set");
+    }
 }

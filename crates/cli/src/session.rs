@@ -4,12 +4,16 @@
 
 use crate::cpu::LoadOptions;
 use crate::options::StateArgs;
-use crate::source;
+use crate::source::{self, Source};
 use anyhow::Result;
 use hybra_chat::ChatModel;
 use hybra_engine::{Engine, EngineConfig, TokenTable};
 use hybra_kernels::Cpu;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
+
+/// Bytes of each tensor that tell models apart.
+const MODEL_ID_BYTES: usize = 256;
 
 /// What an engine is set to from the command line.
 pub(crate) struct Limits {
@@ -40,6 +44,7 @@ impl Session {
         let weights = source::load_model(&source, &cpu, load)?;
         let loaded = source::load_tokenizer(&source, weights.config())?;
         let config = EngineConfig {
+            model_id: model_id(&source, load, &cpu),
             max_model_len: limits.context.unwrap_or(weights.config().max_position_embeddings),
             kv_dtype: limits.state.kv_dtype.into(),
             state_dtype: limits.state.state_dtype.into(),
@@ -57,4 +62,17 @@ impl Session {
         );
         Ok(Self { engine, model })
     }
+}
+
+/// A number for the states that this model, arithmetic and instruction set make.
+fn model_id(source: &Source, load: LoadOptions, cpu: &Cpu) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (env!("CARGO_PKG_VERSION"), load.arithmetic.name(), cpu.isa().name()).hash(&mut hasher);
+    for info in source.checkpoint.tensors() {
+        (&info.name, format!("{:?}", info.dtype), &info.shape).hash(&mut hasher);
+        if let Some(view) = source.checkpoint.get(&info.name) {
+            view.data[..view.data.len().min(MODEL_ID_BYTES)].hash(&mut hasher);
+        }
+    }
+    hasher.finish()
 }

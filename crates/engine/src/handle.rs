@@ -13,7 +13,7 @@ use crate::isolation::isolated;
 use crate::sequence::{Event, GenerationRequest, SequenceId};
 use crate::stats::Stats;
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -61,6 +61,8 @@ struct Shared {
     waiting: AtomicUsize,
     max_num_waiting: usize,
     stats: Mutex<Stats>,
+    /// The thread ended.
+    ended: AtomicBool,
 }
 
 impl EngineHandle {
@@ -71,7 +73,8 @@ impl EngineHandle {
     pub fn spawn(engine: Engine, max_num_waiting: usize) -> std::io::Result<Self> {
         let (commands, received) = channel();
         let waiting = AtomicUsize::new(engine.stats().waiting);
-        let shared = Arc::new(Shared { waiting, max_num_waiting, stats: Mutex::default() });
+        let (stats, ended) = Default::default();
+        let shared = Arc::new(Shared { waiting, max_num_waiting, stats, ended });
         let (sinks, counted) = (HashMap::new(), engine.stats().waiting);
         let owner = Owner { engine, sinks, shared: Arc::clone(&shared), counted };
         std::thread::Builder::new()
@@ -124,6 +127,11 @@ impl EngineHandle {
         let _ = self.commands.send(Command::Cancel(id));
     }
 
+    /// Whether the engine's thread still runs: it ends after its last handle.
+    pub fn is_alive(&self) -> bool {
+        !self.shared.ended.load(Ordering::Acquire)
+    }
+
     /// Has `tokens` read when nothing else is to do, as [`Engine::warm`].
     pub fn warm(&self, tokens: Vec<u32>, salt: u64) {
         // An engine that has stopped needs no warm-up.
@@ -144,6 +152,12 @@ struct Owner {
     shared: Arc<Shared>,
     /// Those of `shared.waiting` that wait in the engine.
     counted: usize,
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.shared.ended.store(true, Ordering::Release);
+    }
 }
 
 impl Owner {

@@ -1,8 +1,8 @@
 //! `POST /v1/chat/completions`, whole and streamed.
 
-use crate::choice::{Choice, Piece};
+use crate::choice::{Choice, Kind, Piece, Shown};
+use crate::choices::{Choices, Growth};
 use crate::error::ApiError;
-use crate::generation::Generation;
 use crate::json::{self, Body};
 use crate::sse::{self, Sender};
 use crate::state::{AppState, new_id, unix_seconds};
@@ -11,11 +11,9 @@ use crate::wire::chat::{
     AssistantMessage, ChatChoice, ChatChunk, ChatCompletion, ChatLogprobs, ChunkChoice, Delta,
     FunctionCall, FunctionDelta, PromptProgress, ToolCall, ToolCallDelta,
 };
-use crate::wire::usage::Usage;
 use axum::Json;
 use axum::extract::State;
 use axum::response::{IntoResponse, Response};
-use hybra_engine::{Event, FinishReason};
 use std::sync::Arc;
 
 /// The handler.
@@ -36,13 +34,15 @@ pub async fn chat_completions(
     let request = request?;
     let id = new_id("chatcmpl-");
     let control = request.control.then_some(id.as_str());
-    let generation = Generation::start(&state, request.requests.clone(), control).await?;
+    let (requests, n) = (request.requests.clone(), request.requests.len());
+    let shown = Shown { hidden: request.hidden, raw: false };
+    let choices = Choices::start(&state, requests, n, shown, control).await?;
     let chat = Chat { id, created: unix_seconds(), state, request };
     if chat.request.stream {
         let keep_alive = chat.state.config.keep_alive;
-        return Ok(sse::response(keep_alive, move |sender| chat.stream(generation, sender)));
+        return Ok(sse::response(keep_alive, move |sender| chat.stream(choices, sender)));
     }
-    Ok(Json(chat.whole(generation).await?).into_response())
+    Ok(Json(chat.whole(choices).await?).into_response())
 }
 
 /// One request on its way to a reply.
@@ -54,24 +54,12 @@ struct Chat {
 }
 
 impl Chat {
-    async fn whole(self, mut generation: Generation) -> Result<ChatCompletion, ApiError> {
-        let mut choices: Vec<_> = self.request.requests.iter().map(Choice::new).collect();
-        let mut usage = Usage::default();
-        while let Some(happened) = generation.next().await? {
-            let choice = &mut choices[happened.choice];
-            match happened.event {
-                Event::Prefill { .. } => {}
-                Event::Token(token) => drop(choice.token(&token, &self.state.model)),
-                Event::Finish(end) => {
-                    usage.add(&end);
-                    failure(&end.reason, end.error.as_deref())?;
-                    choice.finish(end);
-                }
-            }
-        }
-        let choices = choices.into_iter().enumerate().map(|(i, choice)| self.choice(i, choice));
+    async fn whole(self, mut choices: Choices) -> Result<ChatCompletion, ApiError> {
+        choices.wait().await?;
+        let usage = choices.usage();
+        let choices = choices.list.into_iter().enumerate();
         Ok(ChatCompletion {
-            choices: choices.collect(),
+            choices: choices.map(|(i, choice)| self.choice(i, choice)).collect(),
             id: self.id.clone(),
             object: "chat.completion",
             created: self.created,
@@ -83,14 +71,14 @@ impl Chat {
 
     fn choice(&self, index: usize, choice: Choice) -> ChatChoice {
         let (finish_reason, stop_reason) = (choice.finish_reason(), choice.stop_reason());
-        let Choice { reasoning, content, calls, logprobs, end, .. } = choice;
-        let reasoning = Some(reasoning).filter(|r| !r.is_empty() && !self.request.hidden);
-        let call = |call: crate::choice::Call| ToolCall {
-            id: call.id,
-            kind: "function",
-            function: FunctionCall { name: call.name, arguments: call.arguments },
+        let content = choice.text(Kind::Content);
+        let reasoning = Some(choice.text(Kind::Reasoning)).filter(|text| !text.is_empty());
+        let call = |segment: Piece| {
+            let head = segment.head?;
+            let function = FunctionCall { name: head.name, arguments: segment.text };
+            Some(ToolCall { id: head.id, kind: "function", function })
         };
-        let calls: Vec<_> = calls.into_iter().map(call).collect();
+        let calls: Vec<_> = choice.segments.into_iter().filter_map(call).collect();
         let message = AssistantMessage {
             role: "assistant",
             content: Some(content).filter(|text| !text.is_empty() || calls.is_empty()),
@@ -99,20 +87,19 @@ impl Chat {
             reasoning_content: reasoning,
             tool_calls: Some(calls).filter(|calls| !calls.is_empty()),
         };
+        let logprobs = ChatLogprobs { content: choice.logprobs };
         ChatChoice {
             index: index as u32,
             message,
-            logprobs: self.request.logprobs().then_some(ChatLogprobs { content: logprobs }),
+            logprobs: self.request.logprobs().then_some(logprobs),
             finish_reason,
             stop_reason,
-            reasoning_budget: end.expect("every choice has ended").budget,
+            reasoning_budget: choice.end.expect("every choice has ended").budget,
         }
     }
 
-    async fn stream(self, mut generation: Generation, sender: Sender) -> Result<(), ApiError> {
-        let mut choices: Vec<_> = self.request.requests.iter().map(Choice::new).collect();
-        let mut usage = Usage::default();
-        for index in 0..choices.len() {
+    async fn stream(self, mut choices: Choices, sender: Sender) -> Result<(), ApiError> {
+        for index in 0..choices.list.len() {
             let first =
                 Delta { role: Some("assistant"), content: Some(String::new()), ..Delta::default() };
             let mut chunk = self.chunk(index, first);
@@ -121,28 +108,21 @@ impl Chat {
             }
             sender.json(&chunk).await?;
         }
-        while let Some(happened) = generation.next().await? {
-            let (index, choice) = (happened.choice, &mut choices[happened.choice]);
-            let pieces = match happened.event {
-                Event::Prefill { done, total, .. } => {
+        while let Some((index, growth)) = choices.next().await? {
+            let choice = &mut choices.list[index];
+            let pieces = match growth {
+                Growth::Prefill { done, total } => {
                     if self.request.progress && index == 0 {
                         sender.json(&self.progress(done, total, 0)).await?;
                     }
                     continue;
                 }
-                Event::Token(token) => choice.token(&token, &self.state.model),
-                Event::Finish(end) => {
-                    usage.add(&end);
-                    failure(&end.reason, end.error.as_deref())?;
-                    choice.finish(end)
-                }
+                Growth::Text(pieces) => pieces,
             };
             for piece in pieces {
-                if let Some(delta) = self.delta(piece) {
-                    let mut chunk = self.chunk(index, delta);
-                    self.attach_logprobs(&mut chunk, choice);
-                    sender.json(&chunk).await?;
-                }
+                let mut chunk = self.chunk(index, self.delta(piece));
+                self.attach_logprobs(&mut chunk, choice);
+                sender.json(&chunk).await?;
             }
             if choice.end.is_some() {
                 sender.json(&self.last(index, choice)).await?;
@@ -151,7 +131,7 @@ impl Chat {
         if self.request.include_usage {
             let mut chunk = self.chunk(0, Delta::default());
             chunk.choices.clear();
-            chunk.usage = Some(usage);
+            chunk.usage = Some(choices.usage());
             sender.json(&chunk).await?;
         }
         sender.done().await
@@ -204,36 +184,22 @@ impl Chat {
         chunk
     }
 
-    fn delta(&self, piece: Piece) -> Option<Delta> {
-        let none = Delta::default();
-        Some(match piece {
-            Piece::Reasoning(_) if self.request.hidden => return None,
-            Piece::Reasoning(text) => Delta {
+    fn delta(&self, piece: Piece) -> Delta {
+        let (none, text) = (Delta::default(), piece.text);
+        match piece.kind {
+            Kind::Reasoning => Delta {
                 reasoning: Some(text.clone()).filter(|_| self.request.short_name),
                 reasoning_content: Some(text),
                 ..none
             },
-            Piece::Content(text) => Delta { content: Some(text), ..none },
-            Piece::Tool(piece) => {
-                let (id, name) = piece.head.unzip();
-                let function = FunctionDelta { name, arguments: piece.arguments };
+            Kind::Content => Delta { content: Some(text), ..none },
+            Kind::Call(index) => {
+                let (id, name) = piece.head.map(|head| (head.id, head.name)).unzip();
+                let function = FunctionDelta { name, arguments: text };
                 let kind = id.as_ref().map(|_| "function");
-                let delta = ToolCallDelta { index: piece.index, id, kind, function };
+                let delta = ToolCallDelta { index, id, kind, function };
                 Delta { tool_calls: Some(vec![delta]), ..none }
             }
-        })
+        }
     }
-}
-
-/// A choice that failed fails its request.
-///
-/// # Errors
-/// It failed, or was cancelled by the server.
-pub fn failure(reason: &FinishReason, error: Option<&str>) -> Result<(), ApiError> {
-    let message = match reason {
-        FinishReason::Failed => error.unwrap_or("generation failed"),
-        FinishReason::Cancelled => "the reply was cancelled by the server",
-        FinishReason::Stop | FinishReason::Length => return Ok(()),
-    };
-    Err(ApiError::Internal { message: message.to_owned() })
 }

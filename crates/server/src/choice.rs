@@ -1,57 +1,73 @@
 //! One choice of a reply: events become pieces of text, and what a finished choice says.
 //!
-//! Invariant: the pieces of a choice, joined, are the fields of its finished form; streamed and
-//! whole replies are made of the same pieces.
+//! Invariant: pieces of one kind that follow each other, joined, are a segment of the finished
+//! choice; streamed and whole replies are made of the same pieces.
 
 use crate::wire::chat::{TokenLogprobs, TopLogprob};
 use hybra_chat::{ChatModel, Reply};
-use hybra_engine::{FinishEvent, FinishReason, GenerationRequest, Phase, TokenEvent};
+use hybra_engine::{FinishEvent, FinishReason, GenerationRequest, Phase, TokenEvent, TokenTable};
 use hybra_tokenizer::Tokenizer;
 use serde_json::Value;
 
-/// New text of a choice.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Piece {
-    /// Of the thinking.
-    Reasoning(String),
-    /// Of the answer.
-    Content(String),
-    /// Of a call.
-    Tool(ToolPiece),
+/// What a text is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Thinking.
+    Reasoning,
+    /// Answer.
+    Content,
+    /// Arguments of a call, by its index.
+    Call(u32),
 }
 
-/// New text of a call.
+/// New text of a choice; joined with those of its kind before it, a segment.
 #[derive(Debug, Clone, PartialEq)]
-pub struct ToolPiece {
-    /// Which call.
-    pub index: u32,
-    /// Id and name, in its first piece.
-    pub head: Option<(String, String)>,
-    /// More of the arguments.
-    pub arguments: String,
+pub struct Piece {
+    /// What it is.
+    pub kind: Kind,
+    /// In the first piece of a call.
+    pub head: Option<CallHead>,
+    /// The text.
+    pub text: String,
 }
 
-/// A call of a finished choice.
+/// What a call is known by.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Call {
+pub struct CallHead {
     /// Unique.
     pub id: String,
     /// The function.
     pub name: String,
-    /// JSON.
-    pub arguments: String,
+}
+
+/// What of a choice is its text.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Shown {
+    /// Thinking is left out.
+    pub hidden: bool,
+    /// Thinking, tags and calls are content, as the model wrote them.
+    pub raw: bool,
+}
+
+impl Shown {
+    fn kind(self, phase: Phase) -> Option<Kind> {
+        match phase {
+            Phase::Thinking | Phase::Tag if self.hidden => None,
+            _ if self.raw => Some(Kind::Content),
+            Phase::Thinking => Some(Kind::Reasoning),
+            Phase::Answer => Some(Kind::Content),
+            Phase::Tag | Phase::Tool => None,
+        }
+    }
 }
 
 /// A choice, growing token by token.
 pub struct Choice {
     reply: Reply,
+    shown: Shown,
     stops: Vec<Vec<u8>>,
-    /// Text of the thinking.
-    pub reasoning: String,
-    /// Text of the answer.
-    pub content: String,
-    /// Calls.
-    pub calls: Vec<Call>,
+    /// Its text, in order.
+    pub segments: Vec<Piece>,
     /// One entry per token, if asked for.
     pub logprobs: Vec<TokenLogprobs>,
     /// What the engine said at the end.
@@ -61,14 +77,13 @@ pub struct Choice {
 impl Choice {
     /// A choice before its first token.
     #[must_use]
-    pub fn new(request: &GenerationRequest) -> Self {
+    pub fn new(request: &GenerationRequest, shown: Shown) -> Self {
         let stops = request.sampling.stop.clone();
         Self {
             reply: Reply::new(&stops, request.thinking.stop_in_thinking),
+            shown,
             stops,
-            reasoning: String::new(),
-            content: String::new(),
-            calls: Vec::new(),
+            segments: Vec::new(),
             logprobs: Vec::new(),
             end: None,
         }
@@ -76,21 +91,23 @@ impl Choice {
 
     /// Takes a token; the text that it releases.
     pub fn token(&mut self, event: &TokenEvent, model: &ChatModel) -> Vec<Piece> {
+        let bytes = model.table.bytes(event.token);
         if let Some(logprob) = event.logprob {
-            self.logprobs.push(token_logprobs(event, logprob, &model.tokenizer));
+            self.logprobs.push(token_logprobs(event, logprob, bytes, &model.tokenizer));
         }
-        let mut pieces = Vec::new();
-        let bytes = hybra_engine::TokenTable::bytes(&*model.table, event.token);
-        self.reply.token(event, bytes, &mut |phase, text| text_piece(phase, text, &mut pieces));
+        let (shown, mut pieces) = (self.shown, Vec::new());
+        self.reply.token(event, bytes, &mut |phase, text| add(shown, phase, text, &mut pieces));
         self.keep(&pieces);
         pieces
     }
 
     /// Takes the end; the text that was held back.
     pub fn finish(&mut self, end: FinishEvent) -> Vec<Piece> {
-        let mut pieces = Vec::new();
-        self.reply.finish(&end, &mut |phase, text| text_piece(phase, text, &mut pieces));
-        pieces.extend(tool_pieces(&self.reply.tool));
+        let (shown, mut pieces) = (self.shown, Vec::new());
+        self.reply.finish(&end, &mut |phase, text| add(shown, phase, text, &mut pieces));
+        if !shown.raw {
+            pieces.extend(tool_pieces(&self.reply.tool));
+        }
         self.keep(&pieces);
         self.end = Some(end);
         pieces
@@ -98,26 +115,29 @@ impl Choice {
 
     fn keep(&mut self, pieces: &[Piece]) {
         for piece in pieces {
-            match piece {
-                Piece::Reasoning(text) => self.reasoning.push_str(text),
-                Piece::Content(text) => self.content.push_str(text),
-                Piece::Tool(piece) => {
-                    if let Some((id, name)) = piece.head.clone() {
-                        self.calls.push(Call { id, name, arguments: String::new() });
-                    }
-                    if let Some(call) = self.calls.get_mut(piece.index as usize) {
-                        call.arguments.push_str(&piece.arguments);
-                    }
-                }
+            match self.segments.last_mut().filter(|last| last.kind == piece.kind) {
+                Some(last) => last.text.push_str(&piece.text),
+                None => self.segments.push(piece.clone()),
             }
         }
+    }
+
+    /// All text of one kind.
+    #[must_use]
+    pub fn text(&self, kind: Kind) -> String {
+        let own = self.segments.iter().filter(|segment| segment.kind == kind);
+        own.map(|segment| segment.text.as_str()).collect()
+    }
+
+    fn has_calls(&self) -> bool {
+        self.segments.iter().any(|segment| matches!(segment.kind, Kind::Call(_)))
     }
 
     /// OpenAI's `finish_reason`.
     #[must_use]
     pub fn finish_reason(&self) -> &'static str {
         match self.end.as_ref().map(|end| end.reason) {
-            Some(FinishReason::Stop) if !self.calls.is_empty() => "tool_calls",
+            Some(FinishReason::Stop) if self.has_calls() => "tool_calls",
             Some(FinishReason::Stop) => "stop",
             Some(FinishReason::Length) => "length",
             Some(FinishReason::Failed) => "error",
@@ -133,11 +153,9 @@ impl Choice {
     }
 }
 
-fn text_piece(phase: Phase, text: &str, pieces: &mut Vec<Piece>) {
-    match phase {
-        Phase::Thinking => pieces.push(Piece::Reasoning(text.to_owned())),
-        Phase::Answer => pieces.push(Piece::Content(text.to_owned())),
-        Phase::Tag | Phase::Tool => {}
+fn add(shown: Shown, phase: Phase, text: &str, pieces: &mut Vec<Piece>) {
+    if let Some(kind) = shown.kind(phase) {
+        pieces.push(Piece { kind, head: None, text: text.to_owned() });
     }
 }
 
@@ -152,26 +170,45 @@ fn tool_pieces(text: &str) -> Vec<Piece> {
                 Value::String(text) => text.clone(),
                 other => other.to_string(),
             };
-            let head = Some((crate::state::new_id("call_"), call["name"].as_str()?.to_owned()));
-            Some(Piece::Tool(ToolPiece { index: index as u32, head, arguments }))
+            let name = call["name"].as_str()?.to_owned();
+            let head = Some(CallHead { id: crate::state::new_id("call_"), name });
+            Some(Piece { kind: Kind::Call(index as u32), head, text: arguments })
         };
         calls.iter().enumerate().map(call).collect()
     };
     match text {
         "" => Vec::new(),
-        text => calls().unwrap_or_else(|| vec![Piece::Content(text.to_owned())]),
+        text => calls().unwrap_or_else(|| {
+            vec![Piece { kind: Kind::Content, head: None, text: text.to_owned() }]
+        }),
     }
 }
 
-fn token_logprobs(event: &TokenEvent, logprob: f32, tokenizer: &Tokenizer) -> TokenLogprobs {
-    let top = |id: u32, logprob: f32| {
-        let bytes = tokenizer.token_bytes(id).to_vec();
-        let token = String::from_utf8_lossy(&bytes).into_owned();
-        // JSON has no infinity.
-        let logprob = if logprob.is_finite() { logprob } else { -9999.0 };
-        TopLogprob { token, logprob, bytes }
-    };
-    let TopLogprob { token, logprob, bytes } = top(event.token, logprob);
-    let top_logprobs = event.top_logprobs.iter().map(|t| top(t.token, t.logprob)).collect();
-    TokenLogprobs { token, logprob, bytes, top_logprobs, forced: event.step.forced }
+fn token_logprobs(
+    event: &TokenEvent,
+    logprob: f32,
+    shown: &[u8],
+    tokenizer: &Tokenizer,
+) -> TokenLogprobs {
+    let TopLogprob { token, logprob, bytes } = top_logprob(event.token, logprob, tokenizer);
+    let top_logprobs = event.top_logprobs.iter();
+    let top_logprobs = top_logprobs.map(|t| top_logprob(t.token, t.logprob, tokenizer)).collect();
+    let num_chars = num_chars(shown);
+    TokenLogprobs { token, logprob, bytes, top_logprobs, forced: event.step.forced, num_chars }
+}
+
+/// A token as the wire names it.
+#[must_use]
+pub fn top_logprob(id: u32, logprob: f32, tokenizer: &Tokenizer) -> TopLogprob {
+    let bytes = tokenizer.token_bytes(id).to_vec();
+    let token = String::from_utf8_lossy(&bytes).into_owned();
+    // JSON has no infinity.
+    let logprob = if logprob.is_finite() { logprob } else { -9999.0 };
+    TopLogprob { token, logprob, bytes }
+}
+
+/// Characters that begin in `bytes`.
+#[must_use]
+pub fn num_chars(bytes: &[u8]) -> usize {
+    bytes.iter().filter(|&&byte| byte & 0xc0 != 0x80).count()
 }

@@ -11,8 +11,8 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
 
-/// Seconds after which a client may try again where the queue is full.
-const RETRY_AFTER_S: u64 = 1;
+/// Seconds after which a client may try again where the server is not ready.
+const UNAVAILABLE_RETRY_AFTER_S: u64 = 5;
 
 /// Why a request has no answer.
 #[derive(Debug, thiserror::Error)]
@@ -54,6 +54,19 @@ pub enum ApiError {
         /// The limit.
         limit: usize,
     },
+    /// Too many headers, or too many bytes in them.
+    #[error(
+        "the headers are too large: expected at most {} headers of together {} bytes",
+        crate::config::MAX_HEADERS,
+        crate::config::MAX_HEADER_BYTES
+    )]
+    HeadersTooLarge,
+    /// The body is compressed.
+    #[error("content-encoding: expected none, found {found:?}")]
+    ContentEncoding {
+        /// As sent.
+        found: String,
+    },
     /// The body did not arrive in time.
     #[error("the request did not arrive within {seconds} s")]
     RequestTimeout {
@@ -71,6 +84,8 @@ pub enum ApiError {
     Busy {
         /// How many wait.
         waiting: usize,
+        /// Seconds until a place is likely.
+        retry_after: u64,
     },
     /// The server is loading, draining or broken.
     #[error("{message}")]
@@ -135,8 +150,11 @@ impl ApiError {
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::Conflict { .. } => StatusCode::CONFLICT,
             Self::TooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::HeadersTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::RequestTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
-            Self::ContentType { .. } => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::ContentType { .. } | Self::ContentEncoding { .. } => {
+                StatusCode::UNSUPPORTED_MEDIA_TYPE
+            }
             Self::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::Unavailable { .. } => StatusCode::SERVICE_UNAVAILABLE,
             Self::Deadline { .. } => StatusCode::GATEWAY_TIMEOUT,
@@ -196,10 +214,15 @@ impl ApiError {
     fn with_body(&self, body: impl IntoResponse) -> Response {
         let mut response = (self.status(), body).into_response();
         let headers = response.headers_mut();
+        let retry_after = match self {
+            Self::Busy { retry_after, .. } => Some(*retry_after),
+            Self::Unavailable { .. } => Some(UNAVAILABLE_RETRY_AFTER_S),
+            _ => None,
+        };
+        if let Some(seconds) = retry_after {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
         match self {
-            Self::Busy { .. } | Self::Unavailable { .. } => {
-                headers.insert(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER_S));
-            }
             Self::Unauthorized => {
                 headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
@@ -252,7 +275,7 @@ impl From<SubmitError> for ApiError {
     fn from(error: SubmitError) -> Self {
         match error {
             SubmitError::Request(error) => error.into(),
-            SubmitError::QueueFull { waiting } => Self::Busy { waiting },
+            SubmitError::QueueFull { waiting } => Self::Busy { waiting, retry_after: 1 },
             SubmitError::Stopped => Self::Unavailable { message: error.to_string() },
         }
     }

@@ -75,10 +75,23 @@ pub fn take<T: DeserializeOwned + PartialSchema>(
             own.insert(name, value);
         }
     }
-    serde_path_to_error::deserialize(Value::Object(own)).map_err(|error| {
-        let path = error.path().to_string();
-        let message = format!("{path}: {}", error.inner());
-        ApiError::Invalid { param: Some(path).filter(|path| path != "."), message }
+    typed(Value::Object(own), "")
+}
+
+/// A value as a `T`; `at`: where it is in the request.
+///
+/// # Errors
+/// A field of the wrong type, with its path.
+pub fn typed<T: DeserializeOwned>(value: Value, at: &str) -> Result<T, ApiError> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        let path = match error.path().to_string() {
+            path if path == "." => at.to_owned(),
+            path if at.is_empty() => path,
+            path => format!("{at}.{path}"),
+        };
+        let message =
+            format!("{}: {}", if path.is_empty() { "body" } else { &path }, error.inner());
+        ApiError::Invalid { param: Some(path).filter(|path| !path.is_empty()), message }
     })
 }
 

@@ -1,29 +1,42 @@
 //! Which path is whose, and the small endpoints.
 
+use crate::anthropic::{count_tokens, messages};
 use crate::chat_completions::chat_completions;
+use crate::completions::completions;
 use crate::error::ApiError;
 use crate::json::{self, Body};
-use crate::state::{AppState, unix_seconds};
-use axum::extract::{Request, State};
+use crate::models::{model, models};
+use crate::openapi::openapi;
+use crate::state::AppState;
+use crate::tokenize::{apply_template, detokenize, tokenize};
+use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
-/// All paths.
+/// The paths of the API, behind keys and limits.
 pub fn router(state: Arc<AppState>) -> Router {
     Router::new()
-        .route("/health", get(health))
         .route("/v1/models", get(models))
+        .route("/v1/models/{*model}", get(model))
         .route("/v1/chat/completions", post(chat_completions))
         .route("/v1/chat/completions/control", post(control))
-        .merge(crate::ui::router())
+        .route("/v1/completions", post(completions))
+        .route("/v1/messages", post(messages))
+        .route("/v1/messages/count_tokens", post(count_tokens))
+        .route("/tokenize", post(tokenize))
+        .route("/detokenize", post(detokenize))
+        .route("/apply-template", post(apply_template))
+        .route("/openapi.json", get(openapi))
         .fallback(not_found)
         .method_not_allowed_fallback(wrong_method)
+        // The body was limited when it was read.
+        .layer(DefaultBodyLimit::disable())
         .with_state(state)
 }
 
@@ -36,46 +49,20 @@ async fn wrong_method(request: Request) -> Response {
     ApiError::Method { method: request.method().to_string() }.into_response()
 }
 
-async fn health() -> Json<Value> {
-    Json(json!({ "status": "ok" }))
-}
-
-/// A model.
-#[derive(Serialize, ToSchema)]
-struct ModelObject {
-    id: String,
-    object: &'static str,
-    created: u64,
-    owned_by: &'static str,
-    max_model_len: usize,
-}
-
-async fn models(State(state): State<Arc<AppState>>) -> Json<Value> {
-    let names = std::iter::once(&state.model.name).chain(&state.config.served_model_names);
-    let object = |id: &String| ModelObject {
-        id: id.clone(),
-        object: "model",
-        created: unix_seconds(),
-        owned_by: "hybra",
-        max_model_len: state.max_model_len,
-    };
-    let data: Vec<_> = names.map(object).collect();
-    Json(json!({ "object": "list", "data": data }))
-}
-
 /// What to do to a running request.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct ControlFields {
+pub struct ControlFields {
     /// That of the request's first event.
-    id: String,
+    pub id: String,
     /// What to do.
-    action: ControlAction,
+    pub action: ControlAction,
 }
 
+/// What may be done to a running request.
 #[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
-enum ControlAction {
+pub enum ControlAction {
     /// Answer now.
     ReasoningEnd,
 }

@@ -2,11 +2,13 @@
 
 use crate::config::ServerConfig;
 use crate::error::ApiError;
+use crate::lifecycle::Lifecycle;
+use crate::metrics::Metrics;
 use hybra_chat::ChatModel;
 use hybra_engine::{EngineHandle, SequenceId};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A model behind an engine, and the settings of the server before it.
@@ -19,6 +21,10 @@ pub struct AppState {
     pub config: ServerConfig,
     /// Longest sequence, prompt and output.
     pub max_model_len: usize,
+    /// What the server counts.
+    pub metrics: Arc<Metrics>,
+    /// Where the server is.
+    pub lifecycle: Arc<Lifecycle>,
     controls: Mutex<HashMap<String, Vec<SequenceId>>>,
 }
 
@@ -31,7 +37,14 @@ impl AppState {
         config: ServerConfig,
         max_model_len: usize,
     ) -> Self {
-        Self { model, engine, config, max_model_len, controls: Mutex::default() }
+        let (metrics, lifecycle, controls) = Default::default();
+        Self { model, engine, config, max_model_len, metrics, lifecycle, controls }
+    }
+
+    /// With the counters and the phases of the server around it.
+    #[must_use]
+    pub fn with(self, metrics: Arc<Metrics>, lifecycle: Arc<Lifecycle>) -> Self {
+        Self { metrics, lifecycle, ..self }
     }
 
     /// Requests whose thinking may be ended, by id.

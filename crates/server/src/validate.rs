@@ -1,9 +1,15 @@
 //! From the wire to the engine: the only way in which a request from outside becomes a
 //! [`GenerationRequest`].
 
+mod completion;
+mod messages;
+
+pub use completion::{CompletionRequest, EchoedPrompt, completion_request};
+pub use messages::chat_fields;
+
 use crate::error::ApiError;
 use crate::state::{AppState, random_u64};
-use crate::wire::chat::{ChatFields, ToolChoiceField, ToolChoiceMode};
+use crate::wire::chat::{ChatFields, StreamOptions, ToolChoiceField, ToolChoiceMode};
 use crate::wire::sampling::SamplingFields;
 use crate::wire::thinking::{Thinking, ThinkingFields};
 use hybra_chat::{ChatInput, Prompt};
@@ -57,10 +63,7 @@ pub fn chat_request(
     let max_tokens = max_tokens(&chat)?;
     let logprobs = logprobs(&chat)?;
     let stream = chat.stream.unwrap_or(false);
-    if chat.stream_options.is_some() && !stream {
-        let message = "stream_options: expected only together with stream: true";
-        return Err(ApiError::invalid("stream_options", message));
-    }
+    check_stream_options(chat.stream, chat.stream_options)?;
     let include_usage = chat.stream_options.and_then(|o| o.include_usage).unwrap_or(false);
     let progress = chat.return_progress.unwrap_or(false);
     let input = input(chat, thinking.kwargs.clone())?;
@@ -125,6 +128,17 @@ fn input(chat: ChatFields, kwargs: serde_json::Map<String, Value>) -> Result<Cha
         continue_final_message: chat.continue_final_message.unwrap_or(false),
         kwargs,
     })
+}
+
+fn check_stream_options(
+    stream: Option<bool>,
+    options: Option<StreamOptions>,
+) -> Result<(), ApiError> {
+    if options.is_some() && stream != Some(true) {
+        let message = "stream_options: expected only together with stream: true";
+        return Err(ApiError::invalid("stream_options", message));
+    }
+    Ok(())
 }
 
 fn max_tokens(chat: &ChatFields) -> Result<Option<u32>, ApiError> {

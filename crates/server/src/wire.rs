@@ -4,6 +4,9 @@
 //! not know. Replies are typed too, so that the OpenAPI document is generated from them.
 
 pub mod chat;
+pub mod completions;
+pub mod messages;
 pub mod sampling;
 pub mod thinking;
+pub mod tokenize;
 pub mod usage;

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 /// The fields of a chat request, beside those about sampling and thinking.
-#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct ChatFields {
     /// The model's name.
@@ -340,6 +340,9 @@ pub struct TokenLogprobs {
     /// The engine inserted it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub forced: bool,
+    /// Characters of the text that begin in it.
+    #[serde(skip)]
+    pub num_chars: usize,
 }
 
 /// An alternative.

@@ -48,4 +48,14 @@ impl Usage {
         self.total_tokens = self.prompt_tokens + self.completion_tokens;
         self.completion_tokens_details.reasoning_tokens += end.reasoning_tokens;
     }
+
+    /// Adds the tokens of another prompt and its choices.
+    pub fn merge(&mut self, other: &Self) {
+        self.prompt_tokens += other.prompt_tokens;
+        self.completion_tokens += other.completion_tokens;
+        self.total_tokens += other.total_tokens;
+        self.prompt_tokens_details.cached_tokens += other.prompt_tokens_details.cached_tokens;
+        self.completion_tokens_details.reasoning_tokens +=
+            other.completion_tokens_details.reasoning_tokens;
+    }
 }
