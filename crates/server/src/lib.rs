@@ -19,6 +19,7 @@ pub mod generation;
 pub mod json;
 pub mod models;
 pub mod openapi;
+pub mod responses;
 pub mod routes;
 pub mod sse;
 pub mod state;
