@@ -26,6 +26,7 @@ pub mod metrics;
 pub mod models;
 pub mod observe;
 pub mod openapi;
+pub mod responses;
 pub mod routes;
 pub mod sse;
 pub mod state;

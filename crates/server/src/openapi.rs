@@ -11,6 +11,8 @@ use crate::wire::completions::{Completion, CompletionFields};
 use crate::wire::messages::{
     InputTokens, MessageError, MessageEvent, MessageObject, MessagesFields, MessagesGeneration,
 };
+use crate::wire::response_object::{ResponseEvent, ResponseObject};
+use crate::wire::responses::ResponsesFields;
 use crate::wire::sampling::SamplingFields;
 use crate::wire::thinking::ThinkingFields;
 use crate::wire::tokenize::{DetokenizeFields, PromptText, TemplateFields, TokenizeFields, Tokens};
@@ -82,6 +84,13 @@ impl Document {
         ];
         let reply = [self.reference::<ChatCompletion>(), self.reference::<ChatChunk>()];
         self.post::<ErrorBody>("/v1/chat/completions", "Continue a conversation", fields, reply);
+        let fields = [
+            self.group::<ResponsesFields>(),
+            self.group::<SamplingFields>(),
+            self.group::<ThinkingFields>(),
+        ];
+        let reply = [self.reference::<ResponseObject>(), self.reference::<ResponseEvent>()];
+        self.post::<ErrorBody>("/v1/responses", "Answer items, statelessly", fields, reply);
         let fields = [self.group::<ControlFields>()];
         let summary = "End the thinking of a running request";
         let done = json!({ "type": "object", "required": ["id", "ended"], "properties": {

@@ -7,6 +7,7 @@ use crate::error::ApiError;
 use crate::json::{self, Body};
 use crate::models::{model, models};
 use crate::openapi::openapi;
+use crate::responses::responses;
 use crate::state::AppState;
 use crate::tokenize::{apply_template, detokenize, tokenize};
 use axum::extract::{DefaultBodyLimit, Request, State};
@@ -27,6 +28,7 @@ pub fn router(state: Arc<AppState>) -> Router {
         .route("/v1/chat/completions", post(chat_completions))
         .route("/v1/chat/completions/control", post(control))
         .route("/v1/completions", post(completions))
+        .route("/v1/responses", post(responses))
         .route("/v1/messages", post(messages))
         .route("/v1/messages/count_tokens", post(count_tokens))
         .route("/tokenize", post(tokenize))

@@ -3,9 +3,11 @@
 
 mod completion;
 mod messages;
+mod response;
 
 pub use completion::{CompletionRequest, EchoedPrompt, completion_request};
 pub use messages::chat_fields;
+pub use response::response_request;
 
 use crate::error::ApiError;
 use crate::state::{AppState, random_u64};

@@ -6,6 +6,8 @@
 pub mod chat;
 pub mod completions;
 pub mod messages;
+pub mod response_object;
+pub mod responses;
 pub mod sampling;
 pub mod thinking;
 pub mod tokenize;

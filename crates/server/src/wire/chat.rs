@@ -171,7 +171,7 @@ pub enum ToolChoiceField {
 }
 
 /// Modes of tool choice.
-#[derive(Debug, Clone, Copy, PartialEq, Deserialize, ToSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ToolChoiceMode {
     /// As the model likes.

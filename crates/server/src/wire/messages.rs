@@ -313,7 +313,6 @@ impl MessageEvent {
 /// New text of a block.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 #[serde(tag = "type", rename_all = "snake_case")]
-#[expect(clippy::enum_variant_names, reason = "names of the wire")]
 pub enum BlockDelta {
     /// Of the answer.
     TextDelta {

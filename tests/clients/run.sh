@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# Public clients, unmodified, against `hybra serve` with the embedded model:
+#   bash tests/clients/run.sh [HYBRA_BINARY]
+# They are installed into $HYBRA_CLIENT_VENV (default: target/clients-venv) in the versions of
+# requirements.txt. Where they cannot be installed, nothing is checked and a banner says so.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+root=$(cd "$here/../.." && pwd)
+binary=${1:-$root/target/release/hybra}
+venv=${HYBRA_CLIENT_VENV:-$root/target/clients-venv}
+
+skipped() {
+    printf '%s\n' '' '!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!' \
+        "SKIPPED: public clients were NOT run: $1" \
+        '!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!' ''
+    exit 0
+}
+
+command -v python3 >/dev/null || skipped 'there is no python3'
+if [ ! -x "$venv/bin/python" ]; then
+    python3 -m venv "$venv" || skipped 'python3 has no venv'
+fi
+if ! cmp -s "$here/requirements.txt" "$venv/installed.txt"; then
+    "$venv/bin/pip" install --quiet --disable-pip-version-check -r "$here/requirements.txt" ||
+        skipped 'pip could not install tests/clients/requirements.txt'
+    cp "$here/requirements.txt" "$venv/installed.txt"
+fi
+
+work=$(mktemp -d)
+"$binary" serve --port 0 >/dev/null 2>"$work/log" &
+server=$!
+trap 'kill "$server" 2>/dev/null || true; rm -rf "$work"' EXIT
+for _ in $(seq 100); do
+    url=$(grep -om1 'http://[0-9.:]*' "$work/log" || true)
+    [ -n "$url" ] && break
+    kill -0 "$server" 2>/dev/null || { cat "$work/log" >&2; exit 1; }
+    sleep 0.1
+done
+[ -n "$url" ] || { echo 'the server printed no address' >&2; exit 1; }
+
+export HYBRA_BASE_URL=$url PYTHONPATH=$here PYTHONDONTWRITEBYTECODE=1 PYTHONWARNINGS=ignore
+export LITELLM_LOCAL_MODEL_COST_MAP=True HF_HUB_OFFLINE=1 HF_DATASETS_CACHE=$work/datasets
+export OPENAI_API_KEY=none NO_COLOR=1
+failed=()
+check() {
+    echo "==> [${SECONDS}s] $1"
+    shift
+    if ! timeout 150 "$@" >"$work/out" 2>&1; then
+        failed+=("$*")
+        echo '  FAILED'
+    fi
+    grep -vE '^$' "$work/out" | tail -n "${lines:-60}" || true
+}
+for client in openai anthropic litellm lm_eval; do
+    check "$client" "$venv/bin/python" "$here/${client}_client.py"
+done
+checks=not_a_server_error,status_code_conformance,content_type_conformance
+checks+=,response_schema_conformance,negative_data_rejection,unsupported_method
+lines=80 check schemathesis "$venv/bin/schemathesis" run "$url/openapi.json" --checks "$checks" \
+    --phases examples,coverage,fuzzing --max-time 75 --max-examples 25 --seed 1 \
+    --generation-database none --workers 2 --warnings off --suppress-health-check all
+kill -0 "$server" 2>/dev/null || failed+=('the server died')
+
+printf '\n==> [%ds] public clients: ' "$SECONDS"
+if [ ${#failed[@]} -gt 0 ]; then
+    printf 'FAILED:\n'
+    printf '  %s\n' "${failed[@]}"
+    exit 1
+fi
+echo 'all passed'
