@@ -205,7 +205,8 @@ impl Engine {
         let mut found = None;
         sequence.stops.clear();
         if self.snapshots.is_on() {
-            found = self.snapshots.find(sequence.prefixes().up_to(last));
+            let (config, room) = (self.model.config(), self.cache_room());
+            found = self.snapshots.find(sequence.prefixes().up_to(last), config, room);
             let (keys, points) = (&sequence.keys, &sequence.cache_points);
             sequence.stops = self.snapshots.stops(keys, sequence.prompt_len, points);
         } else if sequence.group.is_some() {

@@ -134,6 +134,11 @@ impl Engine {
         self.config.max_model_len.min(self.fits_alone)
     }
 
+    /// Why [`EngineConfig::cache_dir`] cannot be used, if so: the engine goes on without it.
+    pub fn cache_dir_error(&self) -> Option<&std::io::Error> {
+        self.snapshots.disk_error()
+    }
+
     /// Whether nothing is left to do.
     pub fn is_idle(&self) -> bool {
         self.has_no_requests() && self.warm.len() == 0

@@ -5,6 +5,8 @@
 //!   phases and reports. It is a pure function of the tokens and signals it was given.
 //! - A sampled token is a function of (logits, parameters, history, seed, position). Who else is
 //!   in the batch, which step it is, and what was drafted change nothing.
+//! - A state that was kept or moved out goes on with the same bits; so what an engine read before,
+//!   and when a sequence had to wait, change nothing either (bf16 snapshots of f32 states excepted).
 //! - Every number of a request is checked by [`SamplingParams::validate`] and
 //!   [`ThinkingParams::validate`] before a sequence exists. Defects are errors naming the field.
 #![forbid(unsafe_code)]
@@ -13,6 +15,7 @@ mod admission;
 mod choices;
 mod config;
 mod constraint;
+mod disk_cache;
 mod engine;
 mod error;
 mod handle;
@@ -26,6 +29,7 @@ mod request;
 mod sampler;
 mod scheduler;
 mod sequence;
+mod snapshot_file;
 mod snapshots;
 mod speculation;
 mod stats;

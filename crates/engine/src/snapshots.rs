@@ -8,10 +8,13 @@
 //! request's cache points, and where a prompt leaves what was seen before.
 
 use crate::config::EngineConfig;
+use crate::disk_cache::DiskCache;
 use crate::prefix::{Prefixes, SeenPrefixes, last_split};
 use crate::prefix_cache::PrefixCache;
+use crate::snapshot_file::Form;
 use hybra_kernels::ops::ssm_state::SsmDtype;
-use hybra_model::{SCAN_CHUNK, SequenceState};
+use hybra_model::{Config, SCAN_CHUNK, SequenceState};
+use std::io;
 use std::sync::Arc;
 
 /// Cache points of a request that are used: the last ones.
@@ -21,6 +24,10 @@ const MOST_CACHE_POINTS: usize = 4;
 pub(crate) struct Snapshots {
     memory: PrefixCache,
     seen: SeenPrefixes,
+    /// `None` without a folder, or where it cannot be used.
+    disk: Option<DiskCache>,
+    /// Why the folder cannot be used.
+    disk_error: Option<io::Error>,
     /// Most bytes in memory.
     limit: usize,
     running: SsmDtype,
@@ -31,12 +38,23 @@ impl Snapshots {
     pub(crate) fn new(config: &EngineConfig) -> Self {
         let (memory, seen) = (PrefixCache::default(), SeenPrefixes::default());
         let (running, kept) = (config.state_dtype, config.cache_dtypes().ssm);
-        Self { memory, seen, limit: config.cache_memory, running, kept }
+        let form = Form { model_id: config.model_id, dtypes: config.cache_dtypes() };
+        let open = |folder| DiskCache::open(folder, form, config.cache_dir_bytes);
+        let (disk, disk_error) = match config.cache_dir.as_deref().map(open).transpose() {
+            Ok(disk) => (disk, None),
+            Err(error) => (None, Some(error)),
+        };
+        Self { memory, seen, disk, disk_error, limit: config.cache_memory, running, kept }
+    }
+
+    /// Why the folder for files cannot be used.
+    pub(crate) fn disk_error(&self) -> Option<&io::Error> {
+        self.disk_error.as_ref()
     }
 
     /// Whether anything is kept at all.
     pub(crate) fn is_on(&self) -> bool {
-        self.limit > 0
+        self.limit > 0 || self.disk.is_some()
     }
 
     /// Bytes and entries in memory.
@@ -46,7 +64,7 @@ impl Snapshots {
 
     /// Files that could not be written or read.
     pub(crate) fn file_errors(&self) -> u64 {
-        0
+        self.disk.as_ref().map_or(0, DiskCache::errors)
     }
 
     /// Lets go of memory beyond `bytes`.
@@ -54,17 +72,42 @@ impl Snapshots {
         self.memory.shrink_to(bytes);
     }
 
-    /// A copy of the state of the longest prefix that is kept.
-    pub(crate) fn find(&mut self, prefixes: Prefixes) -> Option<SequenceState> {
-        let state = self.memory.find(prefixes)?;
-        Some(state.to_ssm_dtype(self.running))
+    /// A copy of the state of the longest prefix that is kept. One that comes from a file is then
+    /// kept in `room` bytes of memory.
+    pub(crate) fn find(
+        &mut self,
+        prefixes: Prefixes,
+        config: &Config,
+        room: usize,
+    ) -> Option<SequenceState> {
+        let mut found = self.memory.find(prefixes);
+        let have = found.as_ref().map_or(0, |state| state.len());
+        let from_file = self.disk.as_ref().and_then(|d| d.find(prefixes, have, config));
+        if let Some(state) = from_file {
+            let state = Arc::new(state);
+            let prefix = prefixes.up_to(state.len());
+            self.memory.insert(prefix, Arc::clone(&state), room.min(self.limit));
+            found = Some(state);
+        }
+        Some(found?.to_ssm_dtype(self.running))
     }
 
-    /// Keeps the state of `prefixes.tokens`, in at most `room` bytes of memory.
-    pub(crate) fn keep(&mut self, prefixes: Prefixes, state: &SequenceState, room: usize) {
-        if self.memory.get(prefixes).is_none() {
+    /// Keeps the state of `prefixes.tokens` in at most `room` bytes of memory, and in a file if it
+    /// is `lasting`.
+    pub(crate) fn keep(
+        &mut self,
+        prefixes: Prefixes,
+        state: &SequenceState,
+        room: usize,
+        lasting: bool,
+    ) {
+        let kept = self.memory.get(prefixes).unwrap_or_else(|| {
             let state = Arc::new(state.to_ssm_dtype(self.kept));
-            self.memory.insert(prefixes, state, room.min(self.limit));
+            self.memory.insert(prefixes, Arc::clone(&state), room.min(self.limit));
+            state
+        });
+        if let Some(disk) = self.disk.as_ref().filter(|_| lasting) {
+            disk.keep(prefixes, &kept);
         }
     }
 

@@ -111,7 +111,10 @@ impl Engine {
             let room = self.cache_room();
             let sequence = &self.running[self.fed[k].0];
             if self.snapshots.is_on() {
-                self.snapshots.keep(sequence.prefixes().up_to(read), sequence.state(), room);
+                let prefixes = sequence.prefixes().up_to(read);
+                // The last stop is the end of the prompt.
+                let lasting = sequence.stops.is_empty();
+                self.snapshots.keep(prefixes, sequence.state(), room, lasting);
             }
             self.groups.share(sequence, &self.waiting);
         }

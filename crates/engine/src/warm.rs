@@ -76,7 +76,8 @@ impl Engine {
     pub(crate) fn warm_step(&mut self) {
         let Some(mut job) = self.warm.0.pop_front() else { return };
         let mut state = job.state.take().unwrap_or_else(|| {
-            let found = self.snapshots.find(job.prefixes());
+            let (config, room) = (self.model.config(), self.cache_room());
+            let found = self.snapshots.find(job.prefixes(), config, room);
             found.unwrap_or_else(|| self.new_state())
         });
         if state.len() < job.tokens.len() && self.read_chunk(&job, &mut state).is_err() {
@@ -89,7 +90,7 @@ impl Engine {
         }
         self.snapshots.note(&job.keys);
         let room = self.cache_room();
-        self.snapshots.keep(job.prefixes(), &state, room);
+        self.snapshots.keep(job.prefixes(), &state, room, true);
     }
 
     /// Reads the next chunk of a job.
