@@ -203,9 +203,10 @@ impl Engine {
             return;
         }
         let mut found = None;
+        let room = self.cache_room().saturating_sub(self.reserved_bytes(sequence));
         sequence.stops.clear();
         if self.snapshots.is_on() {
-            let (config, room) = (self.model.config(), self.cache_room());
+            let config = self.model.config();
             found = self.snapshots.find(sequence.prefixes().up_to(last), config, room);
             let (keys, points) = (&sequence.keys, &sequence.cache_points);
             sequence.stops = self.snapshots.stops(keys, sequence.prompt_len, points);
@@ -219,7 +220,8 @@ impl Engine {
         self.counters.prompt_tokens += sequence.prompt_len as u64;
         self.counters.cache_hit_tokens += read as u64;
         sequence.held = Held::Memory(state);
-        self.groups.share(sequence, &self.waiting);
+        let shared = self.groups.share(sequence, &self.waiting, room);
+        self.snapshots.shrink_to(room - shared);
     }
 
     /// A state that has read nothing.

@@ -22,13 +22,24 @@ pub(crate) struct Shared {
 }
 
 impl Groups {
-    /// Members that wait start from a copy of the state of `sequence`, if it is where choices part.
-    pub(crate) fn share(&mut self, sequence: &Sequence, waiting: &VecDeque<Sequence>) {
-        let Some(group) = sequence.group.filter(|_| !sequence.reads_for_others()) else { return };
-        if waiting.iter().any(|s| s.group == Some(group) && s.held.is_nothing()) {
-            let (state, cached_tokens) = (sequence.state().clone(), sequence.cached_tokens);
-            self.states.insert(group, Shared { state, cached_tokens });
+    /// Members that wait start from a copy of the state of `sequence`, if it is where choices part
+    /// and the copy fits into `room` bytes. The bytes that it takes.
+    pub(crate) fn share(
+        &mut self,
+        sequence: &Sequence,
+        waiting: &VecDeque<Sequence>,
+        room: usize,
+    ) -> usize {
+        let Some(group) = sequence.group.filter(|_| !sequence.reads_for_others()) else { return 0 };
+        let state = sequence.state();
+        let is_awaited = waiting.iter().any(|s| s.group == Some(group) && s.held.is_nothing());
+        if !is_awaited || state.bytes() > room {
+            return 0;
         }
+        let (state, cached_tokens) = (state.clone(), sequence.cached_tokens);
+        let bytes = state.bytes();
+        self.states.insert(group, Shared { state, cached_tokens });
+        bytes
     }
 
     /// What a member starts from.

@@ -8,7 +8,7 @@
 //! bytes allowed.
 
 use crate::prefix::{Prefixes, prefix_keys};
-use crate::snapshot_file::{Form, SnapshotError};
+use crate::snapshot_file::{Form, Header, SnapshotError};
 use hybra_model::{Config, SequenceState};
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -27,7 +27,6 @@ const EXTENSION: &str = "state";
 /// The folder.
 pub(crate) struct DiskCache {
     form: Form,
-    folder: PathBuf,
     limit: u64,
     index: Arc<Mutex<Index>>,
     /// `None` once it is closed.
@@ -43,8 +42,9 @@ struct Job {
 }
 
 /// What is in the folder.
-#[derive(Default)]
 struct Index {
+    folder: PathBuf,
+    form: Form,
     files: HashMap<u64, Entry>,
     bytes: u64,
     errors: u64,
@@ -56,6 +56,11 @@ struct Entry {
 }
 
 impl Index {
+    /// Where the state of a key lies: engines of another form have other names.
+    fn path(&self, key: u64) -> PathBuf {
+        self.folder.join(format!("{key:016x}-{:016x}.{EXTENSION}", self.form.key()))
+    }
+
     fn add(&mut self, key: u64, bytes: u64, used: SystemTime) {
         self.bytes += bytes;
         if let Some(before) = self.files.insert(key, Entry { bytes, used }) {
@@ -64,26 +69,22 @@ impl Index {
     }
 
     /// Forgets a file and deletes it.
-    fn delete(&mut self, folder: &Path, key: u64) {
+    fn delete(&mut self, key: u64) {
         if let Some(entry) = self.files.remove(&key) {
             self.bytes -= entry.bytes;
-            self.errors += u64::from(fs::remove_file(path(folder, key)).is_err());
+            self.errors += u64::from(fs::remove_file(self.path(key)).is_err());
         }
     }
 
     /// Deletes the least recently used until at most `limit` bytes are left.
-    fn shrink_to(&mut self, folder: &Path, limit: u64) {
+    fn shrink_to(&mut self, limit: u64) {
         while self.bytes > limit {
             let Some((&key, _)) = self.files.iter().min_by_key(|(_, entry)| entry.used) else {
                 return;
             };
-            self.delete(folder, key);
+            self.delete(key);
         }
     }
-}
-
-fn path(folder: &Path, key: u64) -> PathBuf {
-    folder.join(format!("{key:016x}.{EXTENSION}"))
 }
 
 fn lock(index: &Mutex<Index>) -> MutexGuard<'_, Index> {
@@ -97,19 +98,19 @@ impl DiskCache {
     /// The folder cannot be made or read, or the system gives no thread.
     pub(crate) fn open(folder: &Path, form: Form, limit: u64) -> io::Result<Self> {
         fs::create_dir_all(folder)?;
-        let mut found = Index::default();
-        for file in fs::read_dir(folder)? {
-            index_file(&mut found, &form, &file?)?;
+        let (files, folder) = (HashMap::new(), folder.to_owned());
+        let mut found = Index { folder, form, files, bytes: 0, errors: 0 };
+        for file in fs::read_dir(&found.folder)? {
+            index_file(&mut found, &file?)?;
         }
-        found.shrink_to(folder, limit);
+        found.shrink_to(limit);
         let index = Arc::new(Mutex::new(found));
         let (jobs, received) = sync_channel(MOST_QUEUED);
-        let (folder, shared) = (folder.to_owned(), Arc::clone(&index));
-        let writer = std::thread::Builder::new().name("state-writer".to_owned()).spawn({
-            let folder = folder.clone();
-            move || write_all(&received, &folder, form, limit, &shared)
-        })?;
-        Ok(Self { form, folder, limit, index, jobs: Some(jobs), writer: Some(writer) })
+        let shared = Arc::clone(&index);
+        let writer = std::thread::Builder::new()
+            .name("state-writer".to_owned())
+            .spawn(move || write_all(&received, form, limit, &shared))?;
+        Ok(Self { form, limit, index, jobs: Some(jobs), writer: Some(writer) })
     }
 
     /// Files that could not be written, read or deleted.
@@ -144,7 +145,7 @@ impl DiskCache {
     }
 
     fn read(&self, key: u64, salt: u64, tokens: &[u32], config: &Config) -> Option<SequenceState> {
-        let path = path(&self.folder, key);
+        let path = lock(&self.index).path(key);
         match self.form.read(&path, config) {
             Ok((header, state)) if header.salt == salt && header.tokens == tokens => {
                 let now = SystemTime::now();
@@ -159,7 +160,7 @@ impl DiskCache {
             Err(error) => {
                 let mut index = lock(&self.index);
                 index.errors += u64::from(!matches!(error, SnapshotError::Foreign));
-                index.delete(&self.folder, key);
+                index.delete(key);
                 None
             }
         }
@@ -178,24 +179,23 @@ impl Drop for DiskCache {
 }
 
 /// Takes a file of this engine into the index; deletes it if it is torn or was never finished.
-fn index_file(index: &mut Index, form: &Form, file: &fs::DirEntry) -> io::Result<()> {
+fn index_file(index: &mut Index, file: &fs::DirEntry) -> io::Result<()> {
     let path = file.path();
-    let extension = path.extension().and_then(|e| e.to_str());
-    if extension == Some("tmp") && is_own_name(&path) {
-        return fs::remove_file(path);
+    let extension = path.extension().and_then(|e| e.to_str()).filter(|_| is_own_name(&path));
+    match extension {
+        Some("tmp") => return fs::remove_file(path),
+        Some(EXTENSION) => {}
+        _ => return Ok(()),
     }
-    if extension != Some(EXTENSION) || !is_own_name(&path) {
-        return Ok(());
-    }
-    match form.read_header(&path) {
-        Ok(header) => {
-            let key = prefix_keys(header.salt, &header.tokens).last().copied();
+    match index.form.read_header(&path) {
+        Ok(Header { salt, tokens, .. }) => {
+            let key = prefix_keys(salt, &tokens).last().copied();
+            // Keys are those of this build; a file under another key would never be found.
+            let Some(key) = key.filter(|&key| index.path(key) == path) else {
+                return fs::remove_file(path);
+            };
             let metadata = file.metadata()?;
-            match key.filter(|&key| path.file_name() == self::path(Path::new(""), key).file_name())
-            {
-                Some(key) => index.add(key, metadata.len(), metadata.modified()?),
-                None => fs::remove_file(path)?,
-            }
+            index.add(key, metadata.len(), metadata.modified()?);
             Ok(())
         }
         Err(SnapshotError::Torn) => fs::remove_file(path),
@@ -204,18 +204,23 @@ fn index_file(index: &mut Index, form: &Form, file: &fs::DirEntry) -> io::Result
     }
 }
 
-/// Whether a file has such a name as [`path`] gives.
+/// Whether a file has such a name as [`Index::path`] gives.
 fn is_own_name(path: &Path) -> bool {
     let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or("");
-    stem.len() == 16 && stem.bytes().all(|b| b.is_ascii_hexdigit())
+    let is_number = |part: &str| part.len() == 16 && part.bytes().all(|b| b.is_ascii_hexdigit());
+    stem.split_once('-').is_some_and(|(key, form)| is_number(key) && is_number(form))
 }
 
 /// The writer's thread.
-fn write_all(jobs: &Receiver<Job>, folder: &Path, form: Form, limit: u64, index: &Mutex<Index>) {
+fn write_all(jobs: &Receiver<Job>, form: Form, limit: u64, index: &Mutex<Index>) {
     for Job { key, salt, tokens, state } in jobs {
         let bytes = form.file_bytes(&tokens, &state);
-        lock(index).shrink_to(folder, limit - bytes);
-        let written = form.write(&path(folder, key), salt, &tokens, &state);
+        let path = {
+            let mut index = lock(index);
+            index.shrink_to(limit - bytes);
+            index.path(key)
+        };
+        let written = form.write(&path, salt, &tokens, &state);
         let mut index = lock(index);
         match written {
             Ok(()) => index.add(key, bytes, SystemTime::now()),

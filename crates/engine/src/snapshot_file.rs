@@ -13,6 +13,7 @@ use hybra_kernels::ops::attention::KvDtype;
 use hybra_kernels::ops::ssm_state::SsmDtype;
 use hybra_model::{Config, SequenceState, StateDtypes};
 use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hasher};
 use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::path::Path;
 
@@ -68,6 +69,13 @@ impl Form {
         bytes[12..14].copy_from_slice(&[kv, ssm]);
         bytes[16..].copy_from_slice(&self.model_id.to_ne_bytes());
         bytes
+    }
+
+    /// A number that tells forms apart, for names.
+    pub(crate) fn key(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        hasher.write(&self.bytes());
+        hasher.finish()
     }
 
     /// Bytes of the file of such a state.

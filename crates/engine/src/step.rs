@@ -108,15 +108,16 @@ impl Engine {
             if sequence.stops.pop_if(|stop| *stop == read).is_none() {
                 continue;
             }
-            let room = self.cache_room();
+            let mut room = self.cache_room();
             let sequence = &self.running[self.fed[k].0];
+            room -= self.groups.share(sequence, &self.waiting, room);
+            self.snapshots.shrink_to(room);
             if self.snapshots.is_on() {
                 let prefixes = sequence.prefixes().up_to(read);
                 // The last stop is the end of the prompt.
                 let lasting = sequence.stops.is_empty();
                 self.snapshots.keep(prefixes, sequence.state(), room, lasting);
             }
-            self.groups.share(sequence, &self.waiting);
         }
     }
 

@@ -75,9 +75,12 @@ impl Engine {
     /// One chunk of the oldest job.
     pub(crate) fn warm_step(&mut self) {
         let Some(mut job) = self.warm.0.pop_front() else { return };
+        let Some(room) = self.cache_room().checked_sub(self.costs.at(job.tokens.len())) else {
+            return;
+        };
+        self.snapshots.shrink_to(room);
         let mut state = job.state.take().unwrap_or_else(|| {
-            let (config, room) = (self.model.config(), self.cache_room());
-            let found = self.snapshots.find(job.prefixes(), config, room);
+            let found = self.snapshots.find(job.prefixes(), self.model.config(), room);
             found.unwrap_or_else(|| self.new_state())
         });
         if state.len() < job.tokens.len() && self.read_chunk(&job, &mut state).is_err() {

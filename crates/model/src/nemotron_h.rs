@@ -81,6 +81,12 @@ impl NemotronH {
         Ok(Self::new(config, weights))
     }
 
+    /// Configuration and weights again.
+    #[must_use]
+    pub fn into_parts(self) -> (Config, Weights) {
+        (self.config, self.weights)
+    }
+
     /// The configuration.
     #[must_use]
     pub fn config(&self) -> &Config {

@@ -139,7 +139,8 @@ impl Outputs {
                 output.prefill.push(done);
             }
             Event::Token(token) => {
-                output.tokens.push((token.token, token.logprob.unwrap().to_bits()));
+                let bits = token.logprob.map_or(u32::MAX, f32::to_bits);
+                output.tokens.push((token.token, bits));
             }
             Event::Finish(end) => output.end = Some(end),
         }
