@@ -7,6 +7,7 @@ use crate::json::{self, Body};
 use crate::sse::{self, Sender};
 use crate::state::{AppState, new_id, unix_seconds};
 use crate::validate::{ChatRequest, chat_request};
+use crate::warm;
 use crate::wire::chat::{
     AssistantMessage, ChatChoice, ChatChunk, ChatCompletion, ChatLogprobs, ChunkChoice, Delta,
     FunctionCall, FunctionDelta, PromptProgress, ToolCall, ToolCallDelta,
@@ -56,6 +57,7 @@ struct Chat {
 impl Chat {
     async fn whole(self, mut choices: Choices) -> Result<ChatCompletion, ApiError> {
         choices.wait().await?;
+        self.warm(&choices);
         let usage = choices.usage();
         let choices = choices.list.into_iter().enumerate();
         Ok(ChatCompletion {
@@ -134,7 +136,13 @@ impl Chat {
             chunk.usage = Some(choices.usage());
             sender.json(&chunk).await?;
         }
+        self.warm(&choices);
         sender.done().await
+    }
+
+    fn warm(&self, choices: &Choices) {
+        let (input, request) = (self.request.input.clone(), &self.request.requests[0]);
+        warm::next_turn(&self.state, input, request, &choices.list);
     }
 
     /// The tokens since the last piece.

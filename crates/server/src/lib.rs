@@ -34,6 +34,7 @@ pub mod tls;
 pub mod tokenize;
 pub mod ui;
 pub mod validate;
+pub mod warm;
 pub mod wire;
 
 pub use config::{ConfigError, ServerConfig, TlsFiles};
