@@ -12,6 +12,7 @@
 
 use crate::choices::Groups;
 use crate::config::EngineConfig;
+use crate::constraint::{Arming, ConstraintScope};
 use crate::error::RequestError;
 use crate::logits_processor::TokenHistory;
 use crate::prefix::{last_split, prefix_keys};
@@ -176,11 +177,14 @@ impl Engine {
             insertion_len: request.insertion.max_len(),
         };
         let resolved = request.thinking.resolve(self.config.server_budget);
+        let scope = request.constraint.as_ref().map(|constraint| constraint.scope());
+        let answer_only = scope == Some(ConstraintScope::Answer);
         let config = ThinkingConfig {
             plan: BudgetPlan::new(resolved, request.reserve_answer.then_some(room)),
             start: request.start,
             min_thinking_tokens: request.thinking.min_thinking_tokens,
             tools: request.tools,
+            answer_only,
             stop_in_thinking: request.thinking.stop_in_thinking,
         };
         let most = self.config.num_speculative_tokens;
@@ -208,7 +212,7 @@ impl Engine {
             stops: Vec::new(),
             last_served: 0,
             stop,
-            constraint: request.constraint,
+            constraint: request.constraint.map(Arming::new),
             cached_tokens: 0,
             max_len: prompt_len + max_tokens,
             prompt_len,

@@ -40,7 +40,7 @@ pub mod thinking_budget;
 mod warm;
 
 pub use config::EngineConfig;
-pub use constraint::Constraint;
+pub use constraint::{Constraint, ConstraintScope};
 pub use engine::{Engine, TokenTable};
 pub use error::{RequestError, SamplingError, ThinkingVocabError};
 pub use handle::{EngineHandle, EventSink, SubmitError};
@@ -49,7 +49,7 @@ pub use prompt_lookup::{Drafter, PromptLookup};
 pub use request::{Effort, MAX_LOGIT_BIAS, MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS};
 pub use request::{MAX_STOP_TOKEN_IDS, MAX_TOP_LOGPROBS};
 pub use request::{SamplingParams, ServerBudget, ThinkingParams};
-pub use sampler::{Draw, SampleInput, Sampler, TokenLogprob};
+pub use sampler::{Allowed, Draw, SampleInput, Sampler, TokenLogprob};
 pub use sequence::{Event, FinishEvent, FinishReason, GenerationRequest, SequenceId, TokenEvent};
 pub use speculation::{MAX_SPECULATIVE_TOKENS, SpeculationReport};
 pub use stats::{Counters, Stats};

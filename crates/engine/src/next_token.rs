@@ -1,10 +1,12 @@
 //! What rows of logits become: forced tokens, or sampled ones, and the end of a sequence.
 //!
 //! Invariant: a row is judged with everything that the tokens before it changed (history, budget,
-//! position), whether it comes alone or as part of a draft; so drafts change no token, no
+//! position, constraint), whether it comes alone or as part of a draft; so drafts change no token, no
 //! log-probability and no count.
 
+use crate::constraint::{Arming, Verdict};
 use crate::engine::TokenTable;
+use crate::error::SamplingError;
 use crate::sampler::{Draw, SampleInput, Sampler, TokenLogprob};
 use crate::sequence::{Event, FinishReason, Sequence, TokenEvent};
 use crate::thinking_budget::{EosAction, FinishCause};
@@ -65,7 +67,8 @@ fn next_token(
         step,
     }));
     let stop_token = stops && !step.forced && sequence.sampling.stop_token_ids.contains(&token);
-    if stopped || stop_token {
+    let complete = sequence.constraint.as_mut().is_some_and(Arming::is_complete);
+    if stopped || stop_token || complete {
         return end(sequence, FinishCause::Stop, FinishReason::Stop, events);
     }
     if sequence.tokens.len() >= sequence.max_len {
@@ -83,24 +86,57 @@ fn choose(
     if let Some(token) = sequence.budget.forced_next() {
         return Ok(Some(token));
     }
+    if let Some(constraint) = &mut sequence.constraint
+        && constraint.arm(&sequence.budget)?
+    {
+        return Ok(None);
+    }
+    let Some(token) = sample(sequence, logits, sampler)? else { return Ok(None) };
+    if !sequence.sampling.ignore_eos && sequence.eos.contains(&token) {
+        return match sequence.budget.on_eos() {
+            EosAction::Finish => Ok(None),
+            EosAction::CloseAndContinue => Ok(sequence.budget.forced_next()),
+        };
+    }
+    if let Some(constraint) = &mut sequence.constraint {
+        constraint.push(token, &sequence.budget)?;
+    }
+    Ok(Some(token))
+}
+
+/// A token of the model's distribution without what must not come now. `None`: the constraint
+/// leaves nothing but the end, which `min_tokens` and `ignore_eos` can then not forbid.
+fn sample(
+    sequence: &mut Sequence,
+    logits: &[f32],
+    sampler: &mut Sampler,
+) -> Result<Option<u32>, String> {
+    let position = sequence.output_len();
     let params = &sequence.sampling;
-    let below_minimum = sequence.output_len() < params.min_tokens as usize;
-    let no_eos = below_minimum || sequence.budget.forbids_eos();
+    let verdict = match &mut sequence.constraint {
+        Some(constraint) => constraint.verdict(&sequence.budget)?,
+        None => Verdict::default(),
+    };
+    let below_minimum = position < params.min_tokens as usize;
+    let ordinary_eos = verdict.allowed.is_some() && params.ignore_eos;
+    let no_eos = below_minimum || ordinary_eos || sequence.budget.forbids_eos();
     let eos: &[u32] = if no_eos { &sequence.eos } else { &[] };
     let stop: &[u32] = if below_minimum { &params.stop_token_ids } else { &[] };
+    let [first, second] = verdict.forbidden;
     let input = SampleInput {
         params,
         history: &sequence.history,
-        forbidden: &[sequence.budget.forbidden(), eos, stop],
-        draw: Draw { seed: params.seed.unwrap_or(0), position: sequence.output_len() as u64 },
+        allowed: verdict.allowed,
+        forbidden: &[sequence.budget.forbidden(), eos, stop, first, second],
+        draw: Draw { seed: params.seed.unwrap_or(0), position: position as u64 },
     };
-    let token = sampler.sample(logits, input).map_err(|e| e.to_string())?;
-    if params.ignore_eos || !sequence.eos.contains(&token) {
-        return Ok(Some(token));
-    }
-    match sequence.budget.on_eos() {
-        EosAction::Finish => Ok(None),
-        EosAction::CloseAndContinue => Ok(sequence.budget.forced_next()),
+    match sampler.sample(logits, input) {
+        Ok(token) => Ok(Some(token)),
+        Err(SamplingError::NoCandidate { .. }) if verdict.allows_any(eos) => Ok(None),
+        Err(SamplingError::NoCandidate { .. }) if verdict.allowed.is_some() => {
+            Err(format!("constraint: a dead end: no token may follow token {position}"))
+        }
+        Err(error) => Err(error.to_string()),
     }
 }
 

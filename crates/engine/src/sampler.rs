@@ -1,6 +1,7 @@
 //! Choosing a token from a row of logits.
 //!
-//! Order (that of vLLM): processors ([`process_logits`]), temperature, min-p, top-k, top-p, draw.
+//! Order (that of vLLM): the constraint's mask and processors ([`process_logits`]), temperature,
+//! min-p, top-k, top-p, draw.
 //! With weights wᵢ = exp((lᵢ − l_max)/T) (f32; sums in f64):
 //! - **min-p** keeps wᵢ ≥ min_p (arXiv 2407.01082);
 //! - **top-k** keeps exactly the k largest;
@@ -54,10 +55,45 @@ pub struct SampleInput<'a> {
     pub params: &'a SamplingParams,
     /// Prompt and sampled tokens; only read when there are penalties.
     pub history: &'a TokenHistory,
+    /// What a constraint leaves; `None`: everything.
+    pub allowed: Option<Allowed<'a>>,
     /// Sets of tokens that must not be chosen now.
     pub forbidden: &'a [&'a [u32]],
     /// Source of randomness.
     pub draw: Draw,
+}
+
+/// A set of tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct Allowed<'a> {
+    /// One bit per id, 32 to a word; ids past the end are not in the set.
+    pub mask: &'a [u32],
+    /// Ids that are in the set whatever their bit is.
+    pub beside: &'a [u32],
+}
+
+impl Allowed<'_> {
+    /// Whether the bit of `id` is set.
+    pub fn has(&self, id: u32) -> bool {
+        self.mask.get(id as usize / 32).is_some_and(|word| word >> (id % 32) & 1 == 1)
+    }
+
+    /// Puts what is not in the set at −infinity; `logits` are the values of `row` before.
+    fn apply(&self, row: &mut [f32], logits: &[f32]) {
+        for (at, chunk) in row.chunks_mut(32).enumerate() {
+            match self.mask.get(at).copied().unwrap_or(0) {
+                u32::MAX => {}
+                0 => chunk.fill(f32::NEG_INFINITY),
+                word => {
+                    let out = chunk.iter_mut().enumerate().filter(|(bit, _)| word >> bit & 1 == 0);
+                    out.for_each(|(_, logit)| *logit = f32::NEG_INFINITY);
+                }
+            }
+        }
+        for &id in self.beside {
+            row[id as usize] = logits[id as usize];
+        }
+    }
 }
 
 /// A token and its log-probability (natural logarithm).
@@ -91,6 +127,7 @@ impl Sampler {
         let params = input.params;
         let untouched = params.logit_bias.is_empty()
             && !params.has_penalties()
+            && input.allowed.is_none()
             && input.forbidden.iter().all(|set| set.is_empty());
         let mut buffer = std::mem::take(&mut self.logits);
         let row = if untouched {
@@ -98,6 +135,9 @@ impl Sampler {
         } else {
             buffer.clear();
             buffer.extend_from_slice(logits);
+            if let Some(allowed) = input.allowed {
+                allowed.apply(&mut buffer, logits);
+            }
             process_logits(&mut buffer, params, input.history, input.forbidden);
             &buffer
         };

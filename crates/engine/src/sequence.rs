@@ -3,7 +3,7 @@
 //! Invariants: a state has read the first `len()` of its sequence's tokens (prompt, then output);
 //! everything after them is still to be fed. A sequence that runs has its state in memory.
 
-use crate::constraint::Constraint;
+use crate::constraint::{Arming, Constraint};
 use crate::isolation::isolated;
 use crate::logits_processor::TokenHistory;
 use crate::prefix::{Prefixes, last_split};
@@ -61,7 +61,8 @@ pub enum FinishReason {
     Length,
     /// The caller cancelled it.
     Cancelled,
-    /// Its logits were not finite, or its work panicked; other sequences go on.
+    /// Its logits were not finite, its constraint could not go on, or its work panicked; other
+    /// sequences go on.
     Failed,
 }
 
@@ -185,8 +186,7 @@ pub(crate) struct Sequence {
     pub(crate) budget: ThinkingBudget,
     pub(crate) speculation: Option<Speculation>,
     pub(crate) stop: Option<StopWatch>,
-    #[expect(dead_code)]
-    pub(crate) constraint: Option<Box<dyn Constraint>>,
+    pub(crate) constraint: Option<Arming>,
     pub(crate) cached_tokens: usize,
 }
 

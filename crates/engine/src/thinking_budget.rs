@@ -37,6 +37,7 @@
 //!
 //! Sources: the budget rule of the Nemotron Nano 2 report (arXiv 2508.14444, section 3.4).
 
+mod constrained;
 mod cut;
 mod limits;
 mod report;
@@ -49,6 +50,7 @@ mod vocab;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+pub(crate) use constrained::Place;
 pub use limits::{BudgetPlan, BudgetRequest, Grace, TokenRoom};
 pub use report::{EndedBy, LimitSource, ReasoningBudget};
 pub use runs::{Phase, Run, Runs};
@@ -72,6 +74,8 @@ pub struct ThinkingConfig {
     pub min_thinking_tokens: u32,
     /// The request has tools: the tool tag is looked for.
     pub tools: bool,
+    /// Where the prompt leaves no section open, there is none: an open tag is text.
+    pub answer_only: bool,
     /// Stop strings and stop tokens also apply inside the section.
     pub stop_in_thinking: bool,
 }
@@ -191,6 +195,7 @@ impl ThinkingBudget {
             starts: VecDeque::new(),
         };
         match config.start {
+            Start::Absent if config.answer_only => machine.state = State::Answer,
             Start::Absent => {}
             Start::Open { tail } => machine.start_open(&tail),
             Start::Closed { tail } => machine.start_closed(&tail),

@@ -1,6 +1,8 @@
 //! The sampler: against a naive full-sort implementation, against exact distributions, and by hand.
 
-use hybra_engine::{Draw, SampleInput, Sampler, SamplingError, SamplingParams, TokenHistory};
+use hybra_engine::{
+    Allowed, Draw, SampleInput, Sampler, SamplingError, SamplingParams, TokenHistory,
+};
 use proptest::prelude::*;
 
 fn draw_at(
@@ -12,7 +14,10 @@ fn draw_at(
 ) -> Result<u32, SamplingError> {
     let history = TokenHistory::default();
     let draw = Draw { seed, position };
-    sampler.sample(logits, SampleInput { params, history: &history, forbidden: &[], draw })
+    sampler.sample(
+        logits,
+        SampleInput { params, history: &history, allowed: None, forbidden: &[], draw },
+    )
 }
 
 /// Kept tokens in rank order with their weights: everything sorted, nothing clever.
@@ -234,7 +239,7 @@ fn processors_act_on_greedy_and_masks_hold() {
     history.observe(2);
     let mut choose = |params: &SamplingParams, forbidden: &[&[u32]]| {
         let draw = Draw { seed: 0, position: 0 };
-        let input = SampleInput { params, history: &history, forbidden, draw };
+        let input = SampleInput { params, history: &history, allowed: None, forbidden, draw };
         sampler.sample(&logits, input)
     };
     let greedy = SamplingParams::greedy();
@@ -252,6 +257,32 @@ fn processors_act_on_greedy_and_masks_hold() {
         choose(&greedy, &[&[0, 1, 2, 3]]),
         Err(SamplingError::NoCandidate { vocab_size: 4 })
     );
+}
+
+/// A constraint's mask against a filter by hand, for rows that do not end with a word.
+#[test]
+fn a_mask_leaves_what_it_names() {
+    let mut sampler = Sampler::new();
+    let (greedy, history) = (SamplingParams::greedy(), TokenHistory::default());
+    for len in [1usize, 31, 32, 33, 64, 100, 200] {
+        let logits: Vec<f32> = (0..len).map(|i| (i * 37 % 211) as f32).collect();
+        for (mask, beside) in [
+            (vec![u32::MAX; 7], vec![]),
+            (vec![0, 0x8000_0001, u32::MAX, 0x0f0f], vec![]),
+            (vec![0b10_1100; 2], vec![0]),
+            (vec![], vec![0, len as u32 - 1]),
+        ] {
+            let allowed = Allowed { mask: &mask, beside: &beside };
+            let kept = |i: &usize| allowed.has(*i as u32) || beside.contains(&(*i as u32));
+            let best = (0..len).filter(kept).max_by(|&a, &b| logits[a].total_cmp(&logits[b]));
+            let draw = Draw { seed: 0, position: 0 };
+            let allowed = Some(allowed);
+            let input =
+                SampleInput { params: &greedy, history: &history, allowed, forbidden: &[], draw };
+            let expected = best.map(|i| i as u32);
+            assert_eq!(sampler.sample(&logits, input).ok(), expected, "{len}: {mask:x?}");
+        }
+    }
 }
 
 #[test]

@@ -47,11 +47,17 @@ impl Tag {
     }
 
     /// Whether `bytes`, read from `state`, complete the tag at any point.
-    pub(super) fn completes(&self, mut state: usize, bytes: &[u8]) -> bool {
-        bytes.iter().any(|&b| {
-            state = self.step(state, b);
+    pub(super) fn completes(&self, state: usize, bytes: &[u8]) -> bool {
+        self.rest_behind(state, bytes).is_some()
+    }
+
+    /// What of `bytes`, read from `state`, is behind the point where they complete the tag.
+    pub(super) fn rest_behind<'b>(&self, mut state: usize, bytes: &'b [u8]) -> Option<&'b [u8]> {
+        let last = bytes.iter().position(|&byte| {
+            state = self.step(state, byte);
             state == self.text.len()
-        })
+        });
+        last.map(|at| &bytes[at + 1..])
     }
 }
 
@@ -89,5 +95,7 @@ mod tests {
         assert!(tag.completes(7, b">\n"));
         assert!(!tag.completes(6, b">\n"));
         assert!(tag.completes(1, b"<</think>"));
+        assert_eq!(tag.rest_behind(6, b"k>\n{"), Some(&b"\n{"[..]));
+        assert_eq!(tag.rest_behind(7, b"k>"), None);
     }
 }

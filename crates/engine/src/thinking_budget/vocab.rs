@@ -5,8 +5,10 @@
 //! to a message at the cut (the empty one is shared). Both check on construction that their ids
 //! spell exactly what must be inserted, so that forcing them always closes the section.
 
+use super::SEPARATOR_NEWLINES;
 use super::tag::Tag;
 use crate::error::ThinkingVocabError;
+use std::ops::Range;
 
 /// The three texts that switch phases, and what stands behind a close tag.
 #[derive(Clone, Copy, Debug)]
@@ -35,6 +37,14 @@ pub struct ThinkingVocab {
     /// `completing[j]`: ascending ids of tokens that complete the close tag when `j` bytes of it
     /// are already there.
     completing: Vec<Vec<u32>>,
+    /// Those of them with answer text behind the tag.
+    close_straddling: Vec<Vec<u32>>,
+    /// The same for the tool tag: tokens that complete it and hold more.
+    tool_straddling: Vec<Vec<u32>>,
+    /// `blank_lines[n]`: tokens of 1 to n newlines and nothing else.
+    pub(super) blank_lines: [Vec<u32>; SEPARATOR_NEWLINES as usize + 1],
+    /// `led_by_newline[n]`: all other tokens that begin with a newline; empty for n = 0.
+    pub(super) led_by_newline: [Vec<u32>; SEPARATOR_NEWLINES as usize + 1],
 }
 
 impl ThinkingVocab {
@@ -62,10 +72,27 @@ impl ThinkingVocab {
             check_ids(&format!("rests[{i}]"), ids, &text, &token_bytes)?;
         }
         let close = Tag::new(texts.close);
-        let completing = completing_tokens(&close, vocab_size, token_bytes);
         let (open, tool_open) = (Tag::new(texts.open), Tag::new(texts.tool_open));
-        let separator = texts.separator.to_vec();
-        Ok(Self { open, close, tool_open, separator, rests, completing })
+        let vocab = 0..vocab_size;
+        let any = |_: &[u8]| true;
+        let completing = completing_tokens(&close, vocab.clone(), &token_bytes, any);
+        let text = |rest: &[u8]| blank_lines(rest).is_none_or(|n| n > SEPARATOR_NEWLINES as usize);
+        let close_straddling = completing_tokens(&close, vocab.clone(), &token_bytes, text);
+        let more = |rest: &[u8]| !rest.is_empty();
+        let tool_straddling = completing_tokens(&tool_open, vocab.clone(), &token_bytes, more);
+        let (blank_lines, led_by_newline) = newline_tokens(vocab, &token_bytes);
+        Ok(Self {
+            open,
+            close,
+            tool_open,
+            separator: texts.separator.to_vec(),
+            rests,
+            completing,
+            close_straddling,
+            tool_straddling,
+            blank_lines,
+            led_by_newline,
+        })
     }
 
     /// Where a prompt leaves off, from its text after the last role marker: the section is open if
@@ -94,6 +121,14 @@ impl ThinkingVocab {
     pub(super) fn completing(&self, prefix_len: usize) -> &[u32] {
         &self.completing[prefix_len]
     }
+
+    pub(super) fn close_straddling(&self, prefix_len: usize) -> &[u32] {
+        &self.close_straddling[prefix_len]
+    }
+
+    pub(super) fn tool_straddling(&self, prefix_len: usize) -> &[u32] {
+        &self.tool_straddling[prefix_len]
+    }
 }
 
 /// End of the last occurrence of `needle`.
@@ -101,26 +136,54 @@ fn find_last(text: &[u8], needle: &[u8]) -> Option<usize> {
     text.windows(needle.len()).rposition(|window| window == needle).map(|at| at + needle.len())
 }
 
+/// Ids per number of bytes of `tag` that are already there, of tokens that complete it and hold
+/// behind it what `wanted` says.
 fn completing_tokens<B: AsRef<[u8]>>(
-    close: &Tag,
-    vocab_size: u32,
-    token_bytes: impl Fn(u32) -> B,
+    tag: &Tag,
+    vocab: Range<u32>,
+    token_bytes: &impl Fn(u32) -> B,
+    wanted: impl Fn(&[u8]) -> bool,
 ) -> Vec<Vec<u32>> {
-    let mut completing = vec![Vec::new(); close.len()];
-    let last = close.text()[close.len() - 1];
-    for id in 0..vocab_size {
+    let mut completing = vec![Vec::new(); tag.len()];
+    let last = tag.text()[tag.len() - 1];
+    for id in vocab {
         let bytes = token_bytes(id);
         let bytes = bytes.as_ref();
         // Only tokens that hold the tag's last byte can complete it: most are skipped here.
         if bytes.contains(&last) {
             for (state, ids) in completing.iter_mut().enumerate() {
-                if close.completes(state, bytes) {
+                if tag.rest_behind(state, bytes).is_some_and(&wanted) {
                     ids.push(id);
                 }
             }
         }
     }
     completing
+}
+
+/// How many newlines `bytes` is, if it is nothing else.
+fn blank_lines(bytes: &[u8]) -> Option<usize> {
+    bytes.iter().all(|&byte| byte == b'\n').then_some(bytes.len())
+}
+
+type NewlineTokens = [Vec<u32>; SEPARATOR_NEWLINES as usize + 1];
+
+fn newline_tokens<B: AsRef<[u8]>>(
+    vocab: Range<u32>,
+    token_bytes: &impl Fn(u32) -> B,
+) -> (NewlineTokens, NewlineTokens) {
+    let (mut blank, mut led) = (NewlineTokens::default(), NewlineTokens::default());
+    for id in vocab {
+        let bytes = token_bytes(id);
+        let bytes = bytes.as_ref();
+        if bytes.first() == Some(&b'\n') {
+            for most in 1..blank.len() {
+                let fits = blank_lines(bytes).is_some_and(|n| n <= most);
+                if fits { blank[most].push(id) } else { led[most].push(id) }
+            }
+        }
+    }
+    (blank, led)
 }
 
 fn check_ids<B: AsRef<[u8]>>(

@@ -145,6 +145,7 @@ fn run(case: &Case, choices: &[u16]) {
         start: case.start.clone(),
         min_thinking_tokens: case.min,
         tools: case.tools,
+        answer_only: false,
         stop_in_thinking: false,
     };
     let mut machine = ThinkingBudget::new(Arc::clone(&vocab), insertion, config);
