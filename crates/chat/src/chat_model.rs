@@ -3,6 +3,7 @@
 //! Here the tokenizer's tables become the engine's.
 
 use crate::error::ChatError;
+use crate::grammar::Grammars;
 use crate::prompt::Prompt;
 use crate::sampling::GenerationDefaults;
 use hybra_engine::{
@@ -43,6 +44,8 @@ pub struct ChatModel {
     pub tags: Option<ThinkTags>,
     /// The engine's tables for the tags.
     pub vocab: Arc<ThinkingVocab>,
+    /// Compiles what answers must look like.
+    pub grammars: Arc<Grammars>,
     no_message: Arc<Insertion>,
 }
 
@@ -61,7 +64,18 @@ impl ChatModel {
         let table = Arc::new(Table(Arc::clone(&tokenizer)));
         let tags = ThinkTags::detect(&tokenizer);
         let (vocab, no_message) = thinking_tables(&tokenizer, &table, tags.as_ref())?;
-        Ok(Self { name, tokenizer, table, defaults, eos_token_ids, tags, vocab, no_message })
+        let grammars = Arc::new(Grammars::new(Arc::clone(&tokenizer), eos_token_ids.clone()));
+        Ok(Self {
+            name,
+            tokenizer,
+            table,
+            defaults,
+            eos_token_ids,
+            tags,
+            vocab,
+            grammars,
+            no_message,
+        })
     }
 
     /// Where a prompt leaves off.

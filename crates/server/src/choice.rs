@@ -4,7 +4,7 @@
 //! choice; streamed and whole replies are made of the same pieces.
 
 use crate::wire::chat::{TokenLogprobs, TopLogprob};
-use hybra_chat::{ChatModel, Reply};
+use hybra_chat::{ChatModel, Reply, ToolCallParser, ToolDelta};
 use hybra_engine::{FinishEvent, FinishReason, GenerationRequest, Phase, TokenEvent, TokenTable};
 use hybra_tokenizer::Tokenizer;
 use serde_json::Value;
@@ -65,6 +65,7 @@ impl Shown {
 pub struct Choice {
     reply: Reply,
     shown: Shown,
+    calls: ToolCallParser,
     stops: Vec<Vec<u8>>,
     /// Its text, in order.
     pub segments: Vec<Piece>,
@@ -82,6 +83,7 @@ impl Choice {
         Self {
             reply: Reply::new(&stops, request.thinking.stop_in_thinking),
             shown,
+            calls: ToolCallParser::new(),
             stops,
             segments: Vec::new(),
             logprobs: Vec::new(),
@@ -95,19 +97,19 @@ impl Choice {
         if let Some(logprob) = event.logprob {
             self.logprobs.push(token_logprobs(event, logprob, bytes, &model.tokenizer));
         }
-        let (shown, mut pieces) = (self.shown, Vec::new());
-        self.reply.token(event, bytes, &mut |phase, text| add(shown, phase, text, &mut pieces));
+        let (shown, calls, mut pieces) = (self.shown, &mut self.calls, Vec::new());
+        let add = &mut |phase, text: &str| add(shown, calls, phase, text, &mut pieces);
+        self.reply.token(event, bytes, add);
         self.keep(&pieces);
         pieces
     }
 
     /// Takes the end; the text that was held back.
     pub fn finish(&mut self, end: FinishEvent) -> Vec<Piece> {
-        let (shown, mut pieces) = (self.shown, Vec::new());
-        self.reply.finish(&end, &mut |phase, text| add(shown, phase, text, &mut pieces));
-        if !shown.raw {
-            pieces.extend(tool_pieces(&self.reply.tool));
-        }
+        let (shown, calls, mut pieces) = (self.shown, &mut self.calls, Vec::new());
+        let add = &mut |phase, text: &str| add(shown, calls, phase, text, &mut pieces);
+        self.reply.finish(&end, add);
+        pieces.extend(self.calls.finish().into_iter().map(tool_piece));
         self.keep(&pieces);
         self.end = Some(end);
         pieces
@@ -153,34 +155,31 @@ impl Choice {
     }
 }
 
-fn add(shown: Shown, phase: Phase, text: &str, pieces: &mut Vec<Piece>) {
-    if let Some(kind) = shown.kind(phase) {
+fn add(
+    shown: Shown,
+    calls: &mut ToolCallParser,
+    phase: Phase,
+    text: &str,
+    pieces: &mut Vec<Piece>,
+) {
+    if phase == Phase::Tool && !shown.raw {
+        pieces.extend(calls.push(text).into_iter().map(tool_piece));
+    } else if let Some(kind) = shown.kind(phase) {
         pieces.push(Piece { kind, head: None, text: text.to_owned() });
     }
 }
 
-/// The calls of `<TOOLCALL>[…]</TOOLCALL>`; text that is no sound call stays visible.
-fn tool_pieces(text: &str) -> Vec<Piece> {
-    let calls = || -> Option<Vec<Piece>> {
-        let body = text.trim().strip_prefix("<TOOLCALL>")?;
-        let body = body.strip_suffix("</TOOLCALL>").unwrap_or(body);
-        let calls: Vec<Value> = serde_json::from_str(body).ok()?;
-        let call = |(index, call): (usize, &Value)| {
-            let arguments = match &call["arguments"] {
-                Value::String(text) => text.clone(),
-                other => other.to_string(),
-            };
-            let name = call["name"].as_str()?.to_owned();
+/// What the reader of calls found, as pieces.
+fn tool_piece(delta: ToolDelta) -> Piece {
+    match delta {
+        ToolDelta::Content(text) => Piece { kind: Kind::Content, head: None, text },
+        ToolDelta::Call { index, name } => {
             let head = Some(CallHead { id: crate::state::new_id("call_"), name });
-            Some(Piece { kind: Kind::Call(index as u32), head, text: arguments })
-        };
-        calls.iter().enumerate().map(call).collect()
-    };
-    match text {
-        "" => Vec::new(),
-        text => calls().unwrap_or_else(|| {
-            vec![Piece { kind: Kind::Content, head: None, text: text.to_owned() }]
-        }),
+            Piece { kind: Kind::Call(index as u32), head, text: String::new() }
+        }
+        ToolDelta::Arguments { index, fragment } => {
+            Piece { kind: Kind::Call(index as u32), head: None, text: fragment }
+        }
     }
 }
 

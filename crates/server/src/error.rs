@@ -5,7 +5,7 @@
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use hybra_chat::ChatError;
+use hybra_chat::{ChatError, GrammarError};
 use hybra_engine::{RequestError, SubmitError};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -268,6 +268,20 @@ impl From<ChatError> for ApiError {
             ChatError::Tokenizer(_) | ChatError::TokenId { .. } => "prompt",
         };
         Self::invalid(param, error.to_string())
+    }
+}
+
+impl From<GrammarError> for ApiError {
+    fn from(error: GrammarError) -> Self {
+        let message = error.to_string();
+        match error {
+            GrammarError::Busy { .. } => Self::Unavailable { message },
+            GrammarError::TooMuch { field, .. }
+            | GrammarError::Unsupported { field, .. }
+            | GrammarError::Invalid { field, .. }
+            | GrammarError::Empty { field }
+            | GrammarError::Timeout { field } => Self::invalid(field, message),
+        }
     }
 }
 

@@ -2,6 +2,7 @@
 //! [`GenerationRequest`].
 
 mod completion;
+mod format;
 mod messages;
 mod response;
 
@@ -49,11 +50,20 @@ impl ChatRequest {
     }
 }
 
-/// Checks a chat request.
+/// Checks a chat request. Templates and grammars take their time: other requests go on beside it.
 ///
 /// # Errors
 /// Every defect, with the name of its field.
 pub fn chat_request(
+    state: &AppState,
+    chat: ChatFields,
+    sampling: SamplingFields,
+    thinking: ThinkingFields,
+) -> Result<ChatRequest, ApiError> {
+    tokio::task::block_in_place(|| checked(state, chat, sampling, thinking))
+}
+
+fn checked(
     state: &AppState,
     chat: ChatFields,
     sampling: SamplingFields,
@@ -68,12 +78,14 @@ pub fn chat_request(
     check_stream_options(chat.stream, chat.stream_options)?;
     let include_usage = chat.stream_options.and_then(|o| o.include_usage).unwrap_or(false);
     let progress = chat.return_progress.unwrap_or(false);
+    let constraint = format::constraint(state, &chat)?;
     let input = input(chat, thinking.kwargs.clone())?;
     let prompt = state.model.chat_prompt(&input, &thinking.params)?;
     let params =
         sampling.params(&state.model.defaults, prompt.is_thinking(), max_tokens, logprobs)?;
     let (hidden, short_name, control) = (thinking.hidden, thinking.short_name, thinking.control);
-    let requests = choices(state, prompt, params, thinking, &sampling)?;
+    let mut requests = choices(state, prompt, params, thinking, &sampling)?;
+    requests.iter_mut().for_each(|request| request.constraint.clone_from(&constraint));
     Ok(ChatRequest {
         requests,
         input,

@@ -24,6 +24,17 @@ pub struct ChatFields {
     pub parallel_tool_calls: Option<bool>,
     /// What the answer must look like.
     pub response_format: Option<ResponseFormat>,
+    /// vLLM's formats of the answer; only one format may be given.
+    pub structured_outputs: Option<StructuredOutputs>,
+    /// vLLM's older spelling of `structured_outputs.json`.
+    #[schema(value_type = Option<Object>)]
+    pub guided_json: Option<Value>,
+    /// vLLM's older spelling of `structured_outputs.regex`.
+    pub guided_regex: Option<String>,
+    /// vLLM's older spelling of `structured_outputs.choice`.
+    pub guided_choice: Option<Vec<String>>,
+    /// vLLM's older spelling of `structured_outputs.grammar`.
+    pub guided_grammar: Option<String>,
     /// Most generated tokens, thinking included.
     #[schema(minimum = 1)]
     pub max_tokens: Option<u32>,
@@ -214,6 +225,23 @@ pub enum ResponseFormat {
         /// The schema.
         json_schema: JsonSchemaFormat,
     },
+}
+
+/// What the answer must look like, as vLLM says it.
+#[derive(Debug, Clone, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct StructuredOutputs {
+    /// JSON of a schema.
+    #[schema(value_type = Option<Object>)]
+    pub json: Option<Value>,
+    /// Any JSON object.
+    pub json_object: Option<bool>,
+    /// All of the answer matches it.
+    pub regex: Option<String>,
+    /// One of these texts.
+    pub choice: Option<Vec<String>>,
+    /// A grammar in Lark's notation.
+    pub grammar: Option<String>,
 }
 
 /// A named schema.
