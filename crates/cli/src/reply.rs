@@ -1,6 +1,6 @@
 //! The OpenAI object of a finished reply.
 
-use hybra_chat::{ChatModel, Reply as Text};
+use hybra_chat::{ChatModel, Reply as Text, ToolCallParser, ToolDelta};
 use hybra_engine::{FinishEvent, FinishReason, Phase, TokenEvent, TokenTable};
 use hybra_tokenizer::Tokenizer;
 use serde_json::{Value, json};
@@ -40,16 +40,15 @@ impl Reply {
         id: u64,
         created: u64,
     ) -> Value {
-        let calls = tool_calls(&self.text.tool, id);
-        let mut message = json!({ "role": "assistant", "content": self.text.answer });
+        let (calls, other) = tool_calls(&self.text.tool, id);
+        let content = format!("{}{other}", self.text.answer);
+        let mut message = json!({ "role": "assistant", "content": content });
         if !self.text.reasoning.is_empty() {
             message["reasoning_content"] = json!(self.text.reasoning);
         }
-        match &calls {
-            Some(calls) if calls.is_empty() => {}
-            Some(calls) => message["tool_calls"] = json!(calls),
-            // Text that is no sound call stays visible.
-            None => message["content"] = json!(format!("{}{}", self.text.answer, self.text.tool)),
+        let called = !calls.is_empty();
+        if called {
+            message["tool_calls"] = json!(calls);
         }
         let logprobs = if self.logprobs.is_empty() {
             Value::Null
@@ -65,7 +64,7 @@ impl Reply {
                 "index": 0,
                 "message": message,
                 "logprobs": logprobs,
-                "finish_reason": finish_reason(end.reason, calls.is_some_and(|c| !c.is_empty())),
+                "finish_reason": finish_reason(end.reason, called),
                 "reasoning_budget": end.budget,
             }],
             "usage": {
@@ -100,26 +99,25 @@ fn logprob_entry(event: &TokenEvent, logprob: f32, tokenizer: &Tokenizer) -> Val
     entry
 }
 
-/// The calls of `<TOOLCALL>[…]</TOOLCALL>` in OpenAI's form; `None` if the text is no sound call.
-fn tool_calls(text: &str, id: u64) -> Option<Vec<Value>> {
-    if text.is_empty() {
-        return Some(Vec::new());
+/// The calls of the tool text in OpenAI's form, and the text that is no call.
+fn tool_calls(text: &str, id: u64) -> (Vec<Value>, String) {
+    let (mut calls, mut content) = (Vec::<(String, String)>::new(), String::new());
+    let mut parser = ToolCallParser::new();
+    for delta in parser.push(text).into_iter().chain(parser.finish()) {
+        match delta {
+            ToolDelta::Content(text) => content.push_str(&text),
+            ToolDelta::Call { name, .. } => calls.push((name, String::new())),
+            ToolDelta::Arguments { index, fragment } => calls[index].1.push_str(&fragment),
+        }
     }
-    let body = text.trim().strip_prefix("<TOOLCALL>")?;
-    let body = body.strip_suffix("</TOOLCALL>").unwrap_or(body);
-    let calls: Vec<Value> = serde_json::from_str(body).ok()?;
-    let call = |(i, call): (usize, &Value)| {
-        let arguments = match &call["arguments"] {
-            Value::String(text) => text.clone(),
-            other => other.to_string(),
-        };
-        Some(json!({
+    let call = |(i, (name, arguments))| {
+        json!({
             "id": format!("call_{id:016x}_{i}"),
             "type": "function",
-            "function": { "name": call["name"].as_str()?, "arguments": arguments },
-        }))
+            "function": { "name": name, "arguments": arguments },
+        })
     };
-    calls.iter().enumerate().map(call).collect()
+    (calls.into_iter().enumerate().map(call).collect(), content)
 }
 
 fn finish_reason(reason: FinishReason, called: bool) -> &'static str {
@@ -139,10 +137,11 @@ mod tests {
     #[test]
     fn calls_are_read_and_broken_ones_are_not() {
         let text = r#"<TOOLCALL>[{"name": "add", "arguments": {"a": 1}}]</TOOLCALL>"#;
-        let calls = tool_calls(text, 1).unwrap();
+        let (calls, content) = tool_calls(text, 1);
         assert_eq!(calls[0]["function"]["name"], "add");
-        assert_eq!(calls[0]["function"]["arguments"], r#"{"a":1}"#);
-        assert_eq!(tool_calls("<TOOLCALL>[{", 1), None);
-        assert_eq!(tool_calls(r#"<TOOLCALL>[{"arguments": 1}]"#, 1), None);
+        assert_eq!(calls[0]["function"]["arguments"], r#"{"a": 1}"#);
+        assert_eq!((calls.len(), content.as_str()), (1, ""));
+        let broken = "<TOOLCALL>[{";
+        assert_eq!(tool_calls(broken, 1), (Vec::new(), broken.to_owned()));
     }
 }

@@ -1,8 +1,8 @@
 //! What rows of logits become: forced tokens, or sampled ones, and the end of a sequence.
 //!
 //! Invariant: a row is judged with everything that the tokens before it changed (history, budget,
-//! position, constraint), whether it comes alone or as part of a draft; so drafts change no token, no
-//! log-probability and no count.
+//! position, constraint), whether it comes alone or as part of a draft; so drafts change no token,
+//! no log-probability and no count.
 
 use crate::constraint::{Arming, Verdict};
 use crate::engine::TokenTable;
