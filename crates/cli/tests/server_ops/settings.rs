@@ -29,6 +29,7 @@ fn the_command_line_goes_before_the_environment_before_the_file() {
         "max-num-seqs = 20  # environment",
         "timeout = 300  # command line",
         "port = 8000  # default",
+        "no-warm = false  # default",
         "# api-key: 1 not shown  # file",
     ] {
         assert!(out.lines().any(|found| found == line), "{line}: {out}");
