@@ -1,7 +1,9 @@
 //! From loading to the end.
 
 use crate::server::{CHAT, LONG, ROOM, Reply, Server, chat, wait_for};
+use serde_json::Value;
 use std::net::TcpListener;
+use std::time::Duration;
 
 const SHORTER: &str = r#""max_tokens": 20000, "ignore_eos": true, "stream": true"#;
 
@@ -69,4 +71,27 @@ fn the_second_signal_ends_at_once() {
         server.signal(signal);
         assert_eq!(server.exit_code(), Some(code));
     }
+}
+
+#[test]
+fn replies_are_read_for_the_next_turn_in_idle_time() {
+    // Fewer tokens than a piece of the cache, and together with the reply more.
+    let question = format!("{}c=1;d=2;e=3;f=4;a?", "a=1;b=2;".repeat(60));
+    let turn = |answer: &str| format!(r#"{{"role": "user", "content": "{question}"}}{answer}"#);
+    let cached = |args: &[&str]| {
+        let server = Server::start(args);
+        let first = format!(r#"{{"messages": [{}], "max_tokens": 400}}"#, turn(""));
+        let reply: Value = serde_json::from_str(&server.post(CHAT, "", &first).body).unwrap();
+        std::thread::sleep(Duration::from_millis(500));
+        server.wait_for_metric("hybra_num_prompts_to_warm", 0);
+        let content = &reply["choices"][0]["message"]["content"];
+        let answer = format!(
+            r#", {{"role": "assistant", "content": {content}}}, {{"role": "user", "content": "b?"}}"#
+        );
+        let second = format!(r#"{{"messages": [{}], "max_tokens": 400}}"#, turn(&answer));
+        let reply: Value = serde_json::from_str(&server.post(CHAT, "", &second).body).unwrap();
+        reply["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
+    };
+    let (warm, cold) = (cached(&[]), cached(&["--no-warm"]));
+    assert!(warm > cold && cold > 0, "{warm} {cold}");
 }
