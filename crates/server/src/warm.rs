@@ -33,6 +33,7 @@ pub fn next_turn(
     // Rendering takes its time, and nobody waits for it.
     tokio::task::spawn_blocking(move || {
         if let Some(tokens) = common_prefix(&state.model, &input, &thinking) {
+            tracing::debug!(tokens = tokens.len(), "a prompt to read in idle time");
             state.engine.warm(tokens, salt);
         }
     });

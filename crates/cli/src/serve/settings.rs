@@ -45,8 +45,7 @@ fn with_variable(arg: Arg) -> Arg {
 /// The command with the settings of a file as defaults.
 fn with_file(command: Command, path: &Path) -> Result<Command> {
     let name = path.display();
-    let text = std::fs::read_to_string(path).with_context(|| name.to_string())?;
-    let table: Table = text.parse().with_context(|| name.to_string())?;
+    let table = read(path)?;
     let serve = command.find_subcommand(COMMAND).context("the command exists")?;
     let mut settings = Vec::new();
     for (key, value) in table {
@@ -63,6 +62,11 @@ fn with_file(command: Command, path: &Path) -> Result<Command> {
             .into_iter()
             .fold(serve, |serve, (id, values)| serve.mut_arg(id, |arg| arg.default_values(values)))
     }))
+}
+
+fn read(path: &Path) -> Result<Table> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    text.parse().with_context(|| path.display().to_string())
 }
 
 /// As it is written on the command line, without the dashes.
@@ -85,16 +89,16 @@ fn values(value: &Value, many: bool) -> Result<Vec<String>> {
 /// The settings in force as TOML, with their origins. Keys are not shown.
 pub(super) fn print(command: &Command, matches: &ArgMatches) -> Result<()> {
     let serve = command.find_subcommand(COMMAND).context("the command exists")?;
+    let file = matches.get_one::<PathBuf>("config").map(|path| read(path)).transpose()?;
+    let file = file.unwrap_or_default();
     for arg in serve.get_arguments().filter(|arg| is_setting(arg)) {
         let (id, key) = (arg.get_id().as_str(), key_of(arg));
         let Some(values) = matches.get_raw(id) else { continue };
         let origin = match matches.value_source(id) {
             Some(ValueSource::CommandLine) => "command line",
             Some(ValueSource::EnvVariable) => "environment",
-            _ if arg.get_default_values().iter().map(|v| v.as_os_str()).eq(values.clone()) => {
-                "default"
-            }
-            _ => "file",
+            _ if file.contains_key(&key) => "file",
+            _ => "default",
         };
         let values: Vec<_> = values.map(|value| toml_value(&value.to_string_lossy())).collect();
         let text = match (id, arg.get_action()) {
