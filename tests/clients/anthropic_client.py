@@ -4,7 +4,13 @@ import anthropic
 from client_support import ANSWER, BASE, MODEL, QUESTION, TOOL, raises, run
 
 client = anthropic.Anthropic(base_url=BASE, api_key="none", max_retries=0)
-ASK = {"model": MODEL, "max_tokens": 120, "messages": [{"role": "user", "content": QUESTION}]}
+GREEDY = {"temperature": 0}
+ASK = {
+    "model": MODEL,
+    "max_tokens": 120,
+    "messages": [{"role": "user", "content": QUESTION}],
+    "extra_body": GREEDY,
+}
 TOOLS = [{
     "name": "get_weather",
     "description": "Weather of a city",
@@ -14,30 +20,30 @@ TOOLS = [{
 
 def messages():
     thinking = {"type": "enabled", "budget_tokens": 60}
-    reply = client.messages.create(**ASK, temperature=0, thinking=thinking)
+    reply = client.messages.create(**ASK, thinking=thinking)
     assert [block.type for block in reply.content] == ["thinking", "text"], reply
     assert reply.content[1].text == ANSWER and reply.stop_reason == "end_turn"
     assert reply.usage.output_tokens > 0
     turns = [*ASK["messages"], {"role": "assistant", "content": reply.content}, ASK["messages"][0]]
-    again = client.messages.create(**{**ASK, "messages": turns}, temperature=0)
+    again = client.messages.create(**{**ASK, "messages": turns})
     assert again.content[-1].type == "text"
 
 
 def no_thinking():
-    reply = client.messages.create(**ASK, temperature=0, thinking={"type": "disabled"})
+    reply = client.messages.create(**ASK, thinking={"type": "disabled"})
     assert [block.type for block in reply.content] == ["text"], reply
 
 
 def stops():
-    reply = client.messages.create(**{**ASK, "max_tokens": 2}, temperature=0)
+    reply = client.messages.create(**{**ASK, "max_tokens": 2})
     assert reply.stop_reason == "max_tokens", reply
-    reply = client.messages.create(**ASK, temperature=0, stop_sequences=[ANSWER])
+    reply = client.messages.create(**ASK, stop_sequences=[ANSWER])
     assert (reply.stop_reason, reply.stop_sequence) == ("stop_sequence", ANSWER), reply
 
 
 def stream():
-    whole = client.messages.create(**ASK, temperature=0)
-    with client.messages.stream(**ASK, temperature=0) as events:
+    whole = client.messages.create(**ASK)
+    with client.messages.stream(**ASK) as events:
         kinds = [event.type for event in events]
         final = events.get_final_message()
     assert kinds[0] == "message_start" and kinds[-1] == "message_stop", kinds
@@ -57,7 +63,7 @@ def count_tokens():
 
 def tools():
     reply = client.messages.create(
-        **{**ASK, "max_tokens": 200}, temperature=0, tools=TOOLS, tool_choice={"type": "any"}
+        **{**ASK, "max_tokens": 200}, tools=TOOLS, tool_choice={"type": "any"}
     )
     assert reply.stop_reason == "tool_use", reply
     call = reply.content[-1]
@@ -74,7 +80,7 @@ def tools():
 
 def errors():
     bad = lambda **fields: lambda: client.messages.create(**{**ASK, **fields})
-    raises(anthropic.BadRequestError, bad(temperature=-1), "temperature", "invalid_request_error")
+    raises(anthropic.BadRequestError, bad(extra_body={"temperature": -1}), "temperature", "invalid_request_error")
     raises(anthropic.NotFoundError, bad(model="other"), "not_found_error")
     image = {"type": "image", "source": {"type": "url", "url": "x"}}
     raises(anthropic.BadRequestError, bad(messages=[{"role": "user", "content": [image]}]), "image")

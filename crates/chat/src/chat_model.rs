@@ -117,6 +117,7 @@ impl ChatModel {
             priority: 0,
             cache_salt: 0,
             cache_points,
+            prompt_logprobs: None,
         })
     }
 

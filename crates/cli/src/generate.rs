@@ -93,6 +93,7 @@ fn drive(
         for event in events.drain(..) {
             match event {
                 Event::Prefill { done, total, .. } => screen.prefill(done, total),
+                Event::PromptLogprobs(_) => {}
                 Event::Token(token) => {
                     let mut show = |phase, text: &str| screen.text(phase, text);
                     reply.token(&token, &session.model, &mut show);

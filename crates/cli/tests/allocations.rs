@@ -94,6 +94,7 @@ fn engine(threads: usize) -> (Engine, GenerationRequest) {
         priority: 0,
         cache_salt: 0,
         cache_points: Vec::new(),
+        prompt_logprobs: None,
     };
     let model = Arc::new(NemotronH::new(config, weights));
     let cpu = Arc::new(Cpu::new(Isa::best(), threads));

@@ -109,6 +109,7 @@ impl Kit {
             priority: 0,
             cache_salt: 0,
             cache_points: Vec::new(),
+            prompt_logprobs: None,
         }
     }
 }

@@ -205,7 +205,7 @@ impl Engine {
         let mut found = None;
         let room = self.cache_room().saturating_sub(self.reserved_bytes(sequence));
         sequence.stops.clear();
-        if self.snapshots.is_on() {
+        if self.snapshots.is_on() && sequence.prompt_logprobs.is_none() {
             let config = self.model.config();
             found = self.snapshots.find(sequence.prefixes().up_to(last), config, room);
             let (keys, points) = (&sequence.keys, &sequence.cache_points);

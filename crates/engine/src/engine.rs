@@ -16,6 +16,7 @@ use crate::constraint::{Arming, ConstraintScope};
 use crate::error::RequestError;
 use crate::logits_processor::TokenHistory;
 use crate::prefix::{last_split, prefix_keys};
+use crate::prompt_logprobs;
 use crate::prompt_lookup::{Drafter, PromptLookup};
 use crate::sampler::Sampler;
 use crate::scheduler::Scheduler;
@@ -164,7 +165,7 @@ impl Engine {
 
     fn sequence(&mut self, request: GenerationRequest) -> Result<Sequence, RequestError> {
         let vocab_size = self.model.config().vocab_size;
-        request.sampling.validate(vocab_size)?;
+        prompt_logprobs::validate(request.prompt_logprobs, &request.sampling, vocab_size)?;
         request.thinking.validate(request.sampling.max_tokens)?;
         self.check_prompt(&request.prompt)?;
         let prompt_len = request.prompt.len();
@@ -193,7 +194,7 @@ impl Engine {
         let id = SequenceId(self.next_id);
         self.next_id += 1;
         let salt = request.cache_salt;
-        let is_cached = self.snapshots.is_on();
+        let is_cached = self.snapshots.is_on() && request.prompt_logprobs.is_none();
         let keys = if is_cached { prefix_keys(salt, &request.prompt) } else { Vec::new() };
         let mut tokens = request.prompt;
         let history = TokenHistory::new(&tokens);
@@ -214,6 +215,7 @@ impl Engine {
             stop,
             constraint: request.constraint.map(Arming::new),
             cached_tokens: 0,
+            prompt_logprobs: request.prompt_logprobs,
             max_len: prompt_len + max_tokens,
             prompt_len,
             held: Held::Nothing,
@@ -239,8 +241,9 @@ impl Engine {
         let mut choices = choices.collect::<Result<Vec<_>, _>>()?;
         let same =
             |pair: &[Sequence]| pair[0].salt == pair[1].salt && pair[0].tokens == pair[1].tokens;
+        let is_scored = choices.iter().any(|choice| choice.prompt_logprobs.is_some());
         let first = choices.first().filter(|s| choices.len() > 1 && last_split(s.prompt_len) > 0);
-        let group = first.map(|s| s.id.0).filter(|_| choices.windows(2).all(same));
+        let group = first.map(|s| s.id.0).filter(|_| !is_scored && choices.windows(2).all(same));
         choices.iter_mut().for_each(|choice| choice.group = group);
         let ids = choices.iter().map(|choice| choice.id).collect();
         choices.into_iter().for_each(|choice| self.enqueue(choice));

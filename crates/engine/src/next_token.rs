@@ -7,6 +7,7 @@
 use crate::constraint::{Arming, Verdict};
 use crate::engine::TokenTable;
 use crate::error::SamplingError;
+use crate::prompt_logprobs::score;
 use crate::sampler::{Draw, SampleInput, Sampler, TokenLogprob};
 use crate::sequence::{Event, FinishReason, Sequence, TokenEvent};
 use crate::thinking_budget::{EosAction, FinishCause};
@@ -30,6 +31,32 @@ pub(crate) fn next_tokens<'r>(
         }
     }
     false
+}
+
+/// Scores a piece of a prompt from its `rows` of logits, one per token, and decides the first token
+/// after the whole prompt. True if the sequence is over.
+pub(crate) fn score_prompt<'r>(
+    sequence: &mut Sequence,
+    rows: impl ExactSizeIterator<Item = &'r [f32]> + Clone,
+    sampler: &mut Sampler,
+    table: &dyn TokenTable,
+    events: &mut Vec<Event>,
+) -> bool {
+    match score(sequence, sequence.scores().unwrap_or(0), rows.clone(), sampler) {
+        Ok(scored) => events.push(Event::PromptLogprobs(scored)),
+        Err(error) => {
+            events.push(sequence.fail(error.to_string()));
+            return true;
+        }
+    }
+    if !sequence.pending().is_empty() {
+        return false;
+    }
+    if sequence.max_len == sequence.prompt_len {
+        return end(sequence, FinishCause::MaxTokens, FinishReason::Length, events);
+    }
+    let last = rows.len() - 1;
+    next_tokens(sequence, rows.skip(last), sampler, table, events)
 }
 
 /// Decides the token after `logits`; true if the sequence is over.

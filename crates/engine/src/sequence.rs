@@ -7,6 +7,7 @@ use crate::constraint::{Arming, Constraint};
 use crate::isolation::isolated;
 use crate::logits_processor::TokenHistory;
 use crate::prefix::{Prefixes, last_split};
+use crate::prompt_logprobs::PromptLogprobs;
 use crate::request::{SamplingParams, ThinkingParams};
 use crate::sampler::TokenLogprob;
 use crate::speculation::{Speculation, SpeculationReport};
@@ -50,6 +51,8 @@ pub struct GenerationRequest {
     pub cache_salt: u64,
     /// Prompt lengths at which the state is worth keeping, ascending: ends of messages.
     pub cache_points: Vec<usize>,
+    /// Log-probabilities of the prompt's tokens, and of as many alternatives.
+    pub prompt_logprobs: Option<u32>,
 }
 
 /// Why a sequence ended, as OpenAI's `finish_reason`.
@@ -121,6 +124,8 @@ pub enum Event {
         /// Tokens in all.
         total: usize,
     },
+    /// Part of a prompt was scored, if asked for.
+    PromptLogprobs(PromptLogprobs),
     /// A token.
     Token(TokenEvent),
     /// An end; the last event of its sequence.
@@ -132,6 +137,7 @@ impl Event {
     pub fn sequence(&self) -> SequenceId {
         match self {
             Event::Prefill { sequence, .. } => *sequence,
+            Event::PromptLogprobs(scored) => scored.sequence,
             Event::Token(token) => token.sequence,
             Event::Finish(finish) => finish.sequence,
         }
@@ -188,9 +194,15 @@ pub(crate) struct Sequence {
     pub(crate) stop: Option<StopWatch>,
     pub(crate) constraint: Option<Arming>,
     pub(crate) cached_tokens: usize,
+    pub(crate) prompt_logprobs: Option<u32>,
 }
 
 impl Sequence {
+    /// The alternatives to score its prompt with, while it reads one that is to be scored.
+    pub(crate) fn scores(&self) -> Option<u32> {
+        self.prompt_logprobs.filter(|_| self.output_len() == 0)
+    }
+
     /// Generated tokens so far.
     pub(crate) fn output_len(&self) -> usize {
         self.tokens.len() - self.prompt_len

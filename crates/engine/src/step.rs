@@ -6,11 +6,11 @@
 
 use crate::engine::Engine;
 use crate::isolation::isolated;
-use crate::next_token::next_tokens;
+use crate::next_token::{next_tokens, score_prompt};
 use crate::sampler::Sampler;
 use crate::scheduler::{Demand, StepBudget};
 use crate::sequence::{Event, Sequence};
-use hybra_model::{Activations, LogitsFor, NoObserver, SequenceState};
+use hybra_model::{Activations, LogitsFor, NoObserver, SCAN_CHUNK, SequenceState};
 
 impl Engine {
     /// Runs the model once and appends what happened to `events`.
@@ -44,10 +44,18 @@ impl Engine {
     fn schedule(&mut self) {
         self.batch.clear();
         self.fed.clear();
+        // One prompt is scored at a time, in pieces of which every row has logits.
+        let mut is_scoring = false;
         let demand = |s: &Sequence| Demand {
-            pending: s.pending().len(),
+            pending: match s.scores() {
+                Some(_) if std::mem::replace(&mut is_scoring, true) => 0,
+                _ => s.pending().len(),
+            },
             decodes: s.output_len() > 0,
-            until_stop: s.stops.last().map_or(usize::MAX, |stop| stop - s.state().len()),
+            until_stop: match s.scores() {
+                Some(_) => SCAN_CHUNK,
+                None => s.stops.last().map_or(usize::MAX, |stop| stop - s.state().len()),
+            },
             priority: s.priority,
             last_served: (s.last_served, s.id.0),
         };
@@ -80,7 +88,11 @@ impl Engine {
                 self.batch.push_draft(pending[0], draft);
             } else {
                 let all = len == pending.len();
-                let logits = if all { LogitsFor::Last } else { LogitsFor::None };
+                let logits = match sequence.scores() {
+                    Some(_) => LogitsFor::All,
+                    None if all => LogitsFor::Last,
+                    None => LogitsFor::None,
+                };
                 self.batch.push(&pending[..len], logits);
             }
         }
@@ -135,7 +147,10 @@ impl Engine {
             let (rows, others) = logits.split_at(segment.num_logits() * vocab_size);
             logits = others;
             let (rows, sampler) = (rows.chunks(vocab_size), &mut self.sampler);
-            let decided = isolated(|| next_tokens(sequence, rows, sampler, &*self.table, events));
+            let decided = isolated(|| match sequence.scores() {
+                Some(_) => score_prompt(sequence, rows, sampler, &*self.table, events),
+                None => next_tokens(sequence, rows, sampler, &*self.table, events),
+            });
             let is_over = decided.unwrap_or_else(|error| {
                 self.sampler = Sampler::new();
                 events.push(sequence.fail(error));

@@ -12,6 +12,7 @@ use crate::wire::messages::{
     MessagesFields, MessagesGeneration,
 };
 use crate::wire::sampling::{SamplingFields, StopField};
+use crate::wire::thinking::ThinkingFields;
 use crate::wire::usage::Usage;
 use axum::Json;
 use axum::extract::State;
@@ -35,7 +36,7 @@ pub async fn count_tokens(
 ) -> Response {
     let count = body.and_then(|Body(mut body)| {
         let fields: MessagesFields = json::take(&mut body)?;
-        let thinking = json::take(&mut body)?;
+        let thinking = with_effort(json::take(&mut body)?, &fields)?;
         json::finish(&body)?;
         let request =
             chat_request(&state, chat_fields(fields)?, SamplingFields::default(), thinking)?;
@@ -73,7 +74,7 @@ fn request(
     let fields: MessagesFields = json::take(&mut body)?;
     let own: MessagesGeneration = json::take(&mut body)?;
     let mut sampling: SamplingFields = json::take(&mut body)?;
-    let thinking = json::take(&mut body)?;
+    let thinking = with_effort(json::take(&mut body)?, &fields)?;
     json::finish(&body)?;
     if sampling.n.is_some_and(|n| n != 1) {
         return Err(ApiError::unsupported("n", "this endpoint gives one reply"));
@@ -91,6 +92,22 @@ fn request(
     let mut request = chat_request(state, chat, sampling, thinking)?;
     request.warnings.extend(own.service_tier.map(|_| "service_tier has no effect".to_owned()));
     Ok((own.stream.unwrap_or(false), request))
+}
+
+/// `output_config.effort` is one more spelling of the effort.
+fn with_effort(
+    mut thinking: ThinkingFields,
+    fields: &MessagesFields,
+) -> Result<ThinkingFields, ApiError> {
+    let effort = fields.output_config.as_ref().and_then(|config| config.effort.clone());
+    if let (Some(own), Some(other)) = (&effort, &thinking.reasoning_effort)
+        && own != other
+    {
+        let message = "output_config.effort contradicts reasoning_effort";
+        return Err(ApiError::invalid("output_config.effort", message));
+    }
+    thinking.reasoning_effort = effort.or(thinking.reasoning_effort);
+    Ok(thinking)
 }
 
 /// One request on its way to a reply.

@@ -5,7 +5,10 @@
 
 use crate::wire::chat::{TokenLogprobs, TopLogprob};
 use hybra_chat::{ChatModel, Reply, ToolCallParser, ToolDelta};
-use hybra_engine::{FinishEvent, FinishReason, GenerationRequest, Phase, TokenEvent, TokenTable};
+use hybra_engine::{
+    FinishEvent, FinishReason, GenerationRequest, Phase, PromptLogprobs, TokenEvent, TokenLogprob,
+    TokenTable,
+};
 use hybra_tokenizer::Tokenizer;
 use serde_json::Value;
 
@@ -71,6 +74,8 @@ pub struct Choice {
     pub segments: Vec<Piece>,
     /// One entry per token, if asked for.
     pub logprobs: Vec<TokenLogprobs>,
+    /// One entry per token of the prompt after its first, if asked for.
+    pub prompt_logprobs: Vec<TokenLogprobs>,
     /// What the engine said at the end.
     pub end: Option<FinishEvent>,
 }
@@ -87,8 +92,21 @@ impl Choice {
             stops,
             segments: Vec::new(),
             logprobs: Vec::new(),
+            prompt_logprobs: Vec::new(),
             end: None,
         }
+    }
+
+    /// Takes log-probabilities of a piece of its prompt. A piece that was read anew comes again.
+    pub fn scored(&mut self, scored: PromptLogprobs, tokenizer: &Tokenizer) {
+        self.prompt_logprobs.truncate(scored.start.saturating_sub(1));
+        let top = |t: &TokenLogprob| top_logprob(t.token, t.logprob, tokenizer);
+        self.prompt_logprobs.extend(scored.tokens.iter().map(|(own, alternatives)| {
+            let TopLogprob { token, logprob, bytes } = top(own);
+            let top_logprobs = alternatives.iter().map(top).collect();
+            let num_chars = num_chars(&bytes);
+            TokenLogprobs { token, logprob, bytes, top_logprobs, forced: false, num_chars }
+        }));
     }
 
     /// Takes a token; the text that it releases.

@@ -59,6 +59,10 @@ impl Choices {
         let choice = &mut self.list[happened.choice];
         let growth = match happened.event {
             Event::Prefill { done, total, .. } => Growth::Prefill { done, total },
+            Event::PromptLogprobs(scored) => {
+                choice.scored(scored, &self.state.model.tokenizer);
+                Growth::Text(Vec::new())
+            }
             Event::Token(token) => Growth::Text(choice.token(&token, &self.state.model)),
             Event::Finish(end) => {
                 failure(&end)?;

@@ -72,6 +72,11 @@ impl Job {
         while let Some((index, growth)) = choices.next().await? {
             let choice = &mut choices.list[index];
             let Growth::Text(pieces) = growth else { continue };
+            let is_reading =
+                choice.end.is_none() && choice.logprobs.is_empty() && pieces.is_empty();
+            if is_reading {
+                continue;
+            }
             let (mut chunk, offset) = match offsets[index] {
                 None => self.first(index / self.request.n, choice),
                 Some(offset) => (CompletionChoice::default(), offset),
@@ -108,10 +113,16 @@ impl Job {
     }
 
     /// The beginning of a choice: its prompt, if it is to be echoed; and where its text begins.
-    fn first(&self, prompt: usize, _choice: &mut Choice) -> (CompletionChoice, usize) {
+    fn first(&self, prompt: usize, choice: &mut Choice) -> (CompletionChoice, usize) {
         let mut first = CompletionChoice::default();
         if self.request.echo {
-            first.text.clone_from(&self.request.prompts[prompt].text);
+            let prompt = &self.request.prompts[prompt];
+            first.text.clone_from(&prompt.text);
+            if self.request.logprobs.is_some() {
+                let scored = std::mem::take(&mut choice.prompt_logprobs);
+                let tokenizer = &self.state.model.tokenizer;
+                first.logprobs = Some(CompletionLogprobs::of_prompt(prompt, scored, tokenizer));
+            }
         }
         let offset = first.text.chars().count();
         (first, offset)

@@ -117,7 +117,7 @@ impl Generation {
             metrics.queue_time.observe(self.submitted.elapsed().as_secs_f64());
         }
         match event {
-            Event::Prefill { .. } => {}
+            Event::Prefill { .. } | Event::PromptLogprobs(_) => {}
             Event::Token(_) => {
                 let now = Instant::now();
                 let (histogram, since) = match self.newest[choice].replace(now) {

@@ -15,7 +15,9 @@ use crate::wire::response_object::{ResponseEvent, ResponseObject};
 use crate::wire::responses::ResponsesFields;
 use crate::wire::sampling::SamplingFields;
 use crate::wire::thinking::ThinkingFields;
-use crate::wire::tokenize::{DetokenizeFields, PromptText, TemplateFields, TokenizeFields, Tokens};
+use crate::wire::tokenize::{
+    DetokenizeFields, PromptText, TemplateFields, TokenizeFields, TokenizerInfo, Tokens,
+};
 use axum::Json;
 use serde_json::{Map, Value, json};
 use std::sync::LazyLock;
@@ -145,6 +147,8 @@ impl Document {
         let name = json!([{ "name": "model", "in": "path", "required": true,
             "schema": { "type": "string", "minLength": 1 } }]);
         self.paths["/v1/models/{model}"]["parameters"] = name;
+        let info = self.reference::<TokenizerInfo>();
+        self.get("/tokenizer_info", "What a client's tokenizer must know", info);
         self.get("/health", "Whether the server works", json!({ "type": "object" }));
         self.get("/openapi.json", "This document", json!({ "type": "object" }));
     }

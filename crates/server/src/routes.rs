@@ -9,7 +9,7 @@ use crate::models::{model, models};
 use crate::openapi::openapi;
 use crate::responses::responses;
 use crate::state::AppState;
-use crate::tokenize::{apply_template, detokenize, tokenize};
+use crate::tokenize::{apply_template, detokenize, tokenize, tokenizer_info};
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -32,6 +32,7 @@ pub fn router(state: Arc<AppState>) -> Router {
         .route("/v1/messages", post(messages))
         .route("/v1/messages/count_tokens", post(count_tokens))
         .route("/tokenize", post(tokenize))
+        .route("/tokenizer_info", get(tokenizer_info))
         .route("/detokenize", post(detokenize))
         .route("/apply-template", post(apply_template))
         .route("/openapi.json", get(openapi))

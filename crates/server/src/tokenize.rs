@@ -4,7 +4,9 @@ use crate::error::ApiError;
 use crate::json::{self, Body};
 use crate::state::AppState;
 use crate::wire::thinking::ThinkingFields;
-use crate::wire::tokenize::{DetokenizeFields, PromptText, TemplateFields, TokenizeFields, Tokens};
+use crate::wire::tokenize::{
+    DetokenizeFields, PromptText, TemplateFields, TokenizeFields, TokenizerInfo, Tokens,
+};
 use axum::Json;
 use axum::extract::State;
 use hybra_chat::{ChatError, ChatInput, Prompt};
@@ -32,6 +34,17 @@ pub async fn tokenize(
         token_strs: strings.then(|| tokens.iter().map(text).collect()),
         tokens,
     }))
+}
+
+/// `GET /tokenizer_info`.
+pub async fn tokenizer_info(State(state): State<Arc<AppState>>) -> Json<TokenizerInfo> {
+    let tokenizer = &state.model.tokenizer;
+    let text = |id| String::from_utf8_lossy(tokenizer.token_bytes(id)).into_owned();
+    Json(TokenizerInfo {
+        bos_token: tokenizer.bos().map(text),
+        eos_token: tokenizer.eos_ids().first().copied().map(text),
+        pad_token: tokenizer.pad().map(text),
+    })
 }
 
 /// `POST /detokenize`.

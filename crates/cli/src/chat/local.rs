@@ -40,6 +40,7 @@ impl Local {
             for event in events.drain(..) {
                 match event {
                     Event::Prefill { done, total, .. } => screen.prefill(done, total),
+                    Event::PromptLogprobs(_) => {}
                     Event::Token(token) => {
                         if token.step.phase == Phase::Thinking {
                             thought += 1;

@@ -83,7 +83,8 @@ pub fn completion_request(
         );
         return Err(ApiError::invalid("prompt", message));
     }
-    let wanted = Wanted { max_tokens: max_tokens(&fields, echo, &thinking)?, best_of, n };
+    let scored = fields.logprobs.filter(|_| echo);
+    let wanted = Wanted { max_tokens: max_tokens(&fields, echo, &thinking)?, best_of, n, scored };
     let mut requests = Vec::with_capacity(asked);
     for (prompt, _) in &prompts {
         requests.extend(wanted.requests(state, prompt.clone(), &fields, &thinking, &sampling)?);
@@ -108,6 +109,8 @@ struct Wanted {
     max_tokens: Option<u32>,
     best_of: usize,
     n: usize,
+    /// The prompt's tokens have log-probabilities, too.
+    scored: Option<u32>,
 }
 
 impl Wanted {
@@ -129,7 +132,9 @@ impl Wanted {
             logprobs,
         )?;
         let sampling = SamplingFields { n: Some(self.best_of as u32), ..sampling.clone() };
-        choices(state, prompt, params, thinking.clone(), &sampling)
+        let mut requests = choices(state, prompt, params, thinking.clone(), &sampling)?;
+        requests.iter_mut().for_each(|request| request.prompt_logprobs = self.scored);
+        Ok(requests)
     }
 }
 
@@ -163,8 +168,9 @@ fn max_tokens(
     match fields.max_tokens {
         None if budgeted => Ok(None),
         None => Ok(Some(DEFAULT_MAX_TOKENS)),
-        Some(0) if !echo => {
-            let message = "max_tokens: expected at least 1 (0 only together with echo), found 0";
+        Some(0) if !echo || fields.logprobs.is_none() => {
+            let message =
+                "max_tokens: expected at least 1 (0 only together with echo and logprobs), found 0";
             Err(ApiError::invalid("max_tokens", message))
         }
         given => Ok(given),

@@ -3,11 +3,11 @@
 use crate::error::ApiError;
 use crate::json::typed;
 use crate::wire::chat::{
-    ChatFields, ChatMessage, FunctionName, FunctionSpec, MessageContent, NamedTool, Tool,
-    ToolChoiceField, ToolChoiceMode, ToolType,
+    ChatFields, ChatMessage, FunctionName, FunctionSpec, JsonSchemaFormat, MessageContent,
+    NamedTool, ResponseFormat, Tool, ToolChoiceField, ToolChoiceMode, ToolType,
 };
 use crate::wire::messages::{
-    InputBlock, InputTurn, MessagesFields, MessagesTool, MessagesToolChoice, TurnRole,
+    InputBlock, InputTurn, MessagesFields, MessagesTool, MessagesToolChoice, OutputFormat, TurnRole,
 };
 use serde_json::{Value, json};
 
@@ -27,6 +27,11 @@ pub fn chat_fields(fields: MessagesFields) -> Result<ChatFields, ApiError> {
     for (i, turn) in fields.messages.into_iter().enumerate() {
         add_turn(turn, &format!("messages[{i}].content"), &mut messages)?;
     }
+    let response_format = fields.output_config.and_then(|config| config.format).map(
+        |OutputFormat::JsonSchema { schema }| ResponseFormat::JsonSchema {
+            json_schema: JsonSchemaFormat { name: None, description: None, schema, strict: None },
+        },
+    );
     let (tool_choice, single) = tool_choice(fields.tool_choice);
     Ok(ChatFields {
         model: fields.model,
@@ -35,6 +40,7 @@ pub fn chat_fields(fields: MessagesFields) -> Result<ChatFields, ApiError> {
         tool_choice,
         parallel_tool_calls: single.map(|single| !single),
         continue_final_message: Some(continued),
+        response_format,
         ..ChatFields::default()
     })
 }

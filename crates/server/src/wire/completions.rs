@@ -1,8 +1,11 @@
 //! `/v1/completions`: request and reply.
 
+use crate::choice::num_chars;
+use crate::validate::EchoedPrompt;
 use crate::wire::chat::{StreamOptions, TokenLogprobs};
 use crate::wire::usage::Usage;
 use hybra_engine::ReasoningBudget;
+use hybra_tokenizer::Tokenizer;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -20,7 +23,7 @@ pub struct CompletionFields {
     #[schema(value_type = Option<String>, max_length = 0)]
     pub suffix: Option<String>,
     /// Most generated tokens [default: 16; with a thinking budget, what the context leaves].
-    /// 0 is allowed with `echo`.
+    /// 0 is allowed with `echo` and `logprobs`.
     #[schema(minimum = 0)]
     pub max_tokens: Option<u32>,
     /// The text begins with the prompt.
@@ -111,6 +114,25 @@ pub struct CompletionLogprobs {
 }
 
 impl CompletionLogprobs {
+    /// Those of an echoed prompt, of which `scored` are the tokens after the first.
+    #[must_use]
+    pub fn of_prompt(
+        prompt: &EchoedPrompt,
+        scored: Vec<TokenLogprobs>,
+        tokenizer: &Tokenizer,
+    ) -> Self {
+        let mut all = Self::default();
+        let Some(&first) = prompt.ids.first() else { return all };
+        let bytes = tokenizer.token_bytes(first);
+        all.tokens.push(name(String::from_utf8_lossy(bytes).into_owned(), bytes));
+        all.token_logprobs.push(None);
+        all.top_logprobs.push(None);
+        all.text_offset.push(0);
+        let shown = if prompt.num_hidden > 0 { 0 } else { num_chars(bytes) };
+        all.extend(scored, shown);
+        all
+    }
+
     /// Adds tokens that begin at the character `offset`; where the next one begins.
     pub fn extend(&mut self, tokens: Vec<TokenLogprobs>, mut offset: usize) -> usize {
         for token in tokens {

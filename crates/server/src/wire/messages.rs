@@ -1,5 +1,6 @@
 //! `/v1/messages` and `/v1/messages/count_tokens`: Anthropic's objects.
 
+use crate::wire::thinking::EffortName;
 use hybra_engine::ReasoningBudget;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -21,6 +22,31 @@ pub struct MessagesFields {
     pub tools: Option<Vec<MessagesTool>>,
     /// Whether it may, must, or must not call one.
     pub tool_choice: Option<MessagesToolChoice>,
+    /// What the answer must look like, and how much to think.
+    pub output_config: Option<OutputConfig>,
+}
+
+/// What the answer must look like, and how much to think.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct OutputConfig {
+    /// As `reasoning_effort`.
+    #[schema(value_type = Option<EffortName>)]
+    pub effort: Option<String>,
+    /// What the answer must look like.
+    pub format: Option<OutputFormat>,
+}
+
+/// Formats of the answer.
+#[derive(Debug, Clone, Deserialize, ToSchema)]
+#[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
+pub enum OutputFormat {
+    /// JSON of a schema.
+    JsonSchema {
+        /// The JSON schema.
+        #[schema(value_type = Object)]
+        schema: Value,
+    },
 }
 
 /// What to generate.

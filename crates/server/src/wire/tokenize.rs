@@ -67,6 +67,17 @@ pub struct TemplateFields {
     pub continue_final_message: Option<bool>,
 }
 
+/// What a client's tokenizer must know.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct TokenizerInfo {
+    /// Before plain text.
+    pub bos_token: Option<String>,
+    /// After an answer.
+    pub eos_token: Option<String>,
+    /// Between texts of a batch.
+    pub pad_token: Option<String>,
+}
+
 /// A text.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct PromptText {
