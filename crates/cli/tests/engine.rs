@@ -125,7 +125,7 @@ fn drain(engine: &mut Engine) -> HashMap<SequenceId, (Vec<u32>, FinishEvent)> {
         engine.step(&mut events);
         for event in events.drain(..) {
             match event {
-                Event::Prefill { .. } => {}
+                Event::Prefill { .. } | Event::PromptLogprobs(_) => {}
                 Event::Token(t) => tokens.entry(t.sequence).or_default().push(t.token),
                 Event::Finish(end) => {
                     let own = tokens.remove(&end.sequence).unwrap_or_default();

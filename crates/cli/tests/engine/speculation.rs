@@ -25,7 +25,7 @@ fn run(
         assert!(steps < 100_000, "the engine does not come to rest");
         for event in events.drain(..) {
             match event {
-                Event::Prefill { .. } => {}
+                Event::Prefill { .. } | Event::PromptLogprobs(_) => {}
                 Event::Token(t) => {
                     let story = stories.get_mut(&t.sequence).unwrap();
                     assert!(story.end.is_empty(), "a token after the end");

@@ -90,6 +90,7 @@ impl Kit {
             priority: 0,
             cache_salt: 0,
             cache_points: Vec::new(),
+            prompt_logprobs: None,
         }
     }
 
@@ -142,6 +143,7 @@ impl Outputs {
                 let bits = token.logprob.map_or(u32::MAX, f32::to_bits);
                 output.tokens.push((token.token, bits));
             }
+            Event::PromptLogprobs(_) => panic!("no request here asks for them"),
             Event::Finish(end) => output.end = Some(end),
         }
     }
