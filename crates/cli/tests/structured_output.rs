@@ -98,6 +98,7 @@ impl Kit {
             priority: 0,
             cache_salt: 0,
             cache_points: Vec::new(),
+            prompt_logprobs: None,
         }
     }
 
@@ -118,7 +119,7 @@ impl Kit {
             engine.step(&mut events);
             for event in events.drain(..) {
                 match event {
-                    Event::Prefill { .. } => {}
+                    Event::Prefill { .. } | Event::PromptLogprobs(_) => {}
                     Event::Token(token) => tokens.entry(token.sequence).or_default().push(token),
                     Event::Finish(end) => drop(ends.insert(end.sequence, end)),
                 }
