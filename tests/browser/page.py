@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 
 from chromium import Page
 
@@ -23,12 +24,16 @@ DONE = f"{LAST} && !{LAST}.matches('.live') && document.querySelector('#stop').h
 class Server:
     """`hybra serve` on a free port."""
 
-    def __init__(self, binary, *args):
-        self.process = subprocess.Popen([binary, "serve", "--port", "0", *args],
+    def __init__(self, binary, *args, key=None):
+        env = {name: value for name, value in os.environ.items() if "API_KEY" not in name}
+        env |= {"HYBRA_API_KEY": key} if key else {}
+        self.process = subprocess.Popen([binary, "serve", "--port", "0", *args], env=env,
                                         stderr=subprocess.PIPE, text=True)
         for line in self.process.stderr:
             if found := re.search(r"http://[\d.:]+", line):
                 self.url = found.group()
+                # It writes on, and must not wait for a reader.
+                threading.Thread(target=self.process.stderr.read, daemon=True).start()
                 return
         raise AssertionError("the server did not start")
 
@@ -343,6 +348,18 @@ def test_escape_stops(page, url):
     assert "Stopped by you" in page.js(f"{LAST}.innerText")
 
 
+def test_locked_servers_get_the_key_that_is_typed(page, url):
+    fresh(page, url)
+    page.until("document.querySelector('#settings').open")
+    assert page.js("document.activeElement.id") == "api-key"
+    page.type("s3cret")
+    page.key("Enter")
+    page.until("document.querySelector('#model').textContent === 'hybra-default'")
+    ask(page, QUESTION)
+    assert page.js(f"{LAST}.querySelector('.body').innerText").strip() == "7"
+    assert page.js("JSON.stringify(localStorage).includes('s3cret')") is False
+
+
 def endless_model(binary, folder):
     """Random weights with room for a very long thought."""
     subprocess.run([binary, "init", "micro", f"{folder}/micro"], check=True, stderr=-3)
@@ -360,10 +377,12 @@ def main(binary, chromium, shots):
     endless = ("test_answer_now", "test_escape")
     with tempfile.TemporaryDirectory() as folder:
         model = endless_model(binary, folder)
-        with Server(binary) as small, Server(binary, model) as slow, Page(chromium) as page:
+        with (Server(binary) as small, Server(binary, model) as slow,
+              Server(binary, key="s3cret") as locked, Page(chromium) as page):
             page.size(1100, 800)
             for name, test in tests:
                 url = slow.url if name.startswith(endless) else small.url
+                url = locked.url if name.startswith("test_locked") else url
                 try:
                     test(page, url + "/")
                 except BaseException:

@@ -24,9 +24,12 @@ async function connect() {
     model = list[0]?.id;
     $('model').textContent = model ?? '';
     $('model').classList.remove('bad');
+    $('model').title = 'The model that answers';
   } catch (error) {
-    $('model').textContent = error.status === 401 ? 'API key needed' : 'no server';
-    $('model').classList.add('bad');
+    const words = { 401: 'API key needed', 503: 'loading…' };
+    $('model').textContent = words[error.status] ?? 'no server';
+    $('model').classList.toggle('bad', error.status !== 503);
+    if (error.status === 503) setTimeout(connect, 1000);
     $('model').title = error.message;
     if (error.status === 401 && !settings.dialog.open && !settings.key) settings.open('api-key');
   }
