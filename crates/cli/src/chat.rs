@@ -38,6 +38,7 @@ Examples:
   hybra chat ./nano2-9b --thinking-budget 512
   hybra chat model.gguf --system 'Be brief.' --no-think
   hybra chat --url http://localhost:8000/v1 --thinking-budget 512
+  HYBRA_API_KEY=… hybra chat --url https://example.com/v1 --model-name NAME
 
 With --url the model runs on that server. One without a thinking budget of its own (llama.cpp,
 vLLM) gets it from this side: the text is cut where Hybra would cut it, and goes on from there.
@@ -47,11 +48,12 @@ pub(crate) struct Args {
     /// Directory, .gguf file or hub id [default: the model inside this binary]
     model: Option<String>,
     /// Talk to this OpenAI-compatible server instead
-    #[arg(long, value_name = "URL", conflicts_with = "model")]
+    #[arg(long, value_name = "URL")]
+    #[arg(conflicts_with_all = ["model", "context", "kv_dtype", "state_dtype", "speculate",
+        "threads", "arithmetic", "weight_cache", "logprobs"])]
     url: Option<String>,
-    /// Key for the server
-    #[arg(long, value_name = "KEY", env = "OPENAI_API_KEY", hide_env_values = true)]
-    #[arg(requires = "url")]
+    /// Key for the server [default: $HYBRA_API_KEY, else $OPENAI_API_KEY]
+    #[arg(long, value_name = "KEY", requires = "url")]
     api_key: Option<String>,
     /// The server's model [default: the first that it lists]
     #[arg(long, value_name = "NAME", requires = "url")]
@@ -68,7 +70,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let thinking = args.options.thinking.params()?;
     let backend = match &args.url {
         Some(url) => {
-            Backend::Remote(Remote::open(url, args.api_key.clone(), args.model_name.clone())?)
+            let key = args.api_key.clone().or_else(key_of_environment);
+            Backend::Remote(Remote::open(url, key, args.model_name.clone())?)
         }
         None => {
             Backend::Local(Box::new(Local { session: args.options.open(args.model.as_deref())? }))
@@ -99,6 +102,11 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             }
         }
     }
+}
+
+fn key_of_environment() -> Option<String> {
+    let names = ["HYBRA_API_KEY", "OPENAI_API_KEY"];
+    names.iter().find_map(|name| std::env::var(name).ok().filter(|key| !key.is_empty()))
 }
 
 /// Where the model runs.

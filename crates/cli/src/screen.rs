@@ -17,6 +17,7 @@ pub(crate) struct Screen {
     hide_thinking: bool,
     colour: bool,
     progress: bool,
+    terminal: bool,
     shown: Option<Phase>,
     at_line_start: bool,
     started: Instant,
@@ -33,6 +34,7 @@ impl Screen {
             hide_thinking,
             colour: std::io::stdout().is_terminal() && !plain,
             progress: std::io::stderr().is_terminal(),
+            terminal: std::io::stdout().is_terminal(),
             shown: None,
             at_line_start: true,
             started: Instant::now(),
@@ -90,7 +92,14 @@ impl Screen {
 
     fn write(&mut self, text: &str, dim: bool) {
         self.at_line_start = text.ends_with('\n');
-        let text = &if self.raw { text.replace('\n', "\r\n") } else { text.to_owned() };
+        let mut text = text.to_owned();
+        if self.terminal {
+            // Text of a model must not steer the terminal.
+            text.retain(|c| !c.is_control() || matches!(c, '\n' | '\t'));
+        }
+        if self.raw {
+            text = text.replace('\n', "\r\n");
+        }
         if self.colour && dim {
             print!("{DIM}{text}{RESET}");
         } else {

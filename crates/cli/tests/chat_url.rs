@@ -16,9 +16,12 @@ enum Style {
     Vllm,
     /// Nothing.
     Plain,
+    /// Nothing, and its streams break off.
+    Broken,
 }
 
 const PROMPT: &str = "<SPECIAL_11>User\nhi\n<SPECIAL_11>Assistant\n<think>\n";
+const MAX_MODEL_LEN: usize = 512;
 const TRACE: [&str; 6] = ["think", " hint", "\n", "more", "\n", "and more"];
 
 /// A server whose model thinks [`TRACE`] and answers `fin<e>`; requests are kept.
@@ -78,10 +81,11 @@ fn serve(
         ("/apply-template", Style::LlamaCpp) => reply(stream, 200, &json!({ "prompt": PROMPT })),
         ("/tokenize", Style::Vllm) => {
             let text = body["prompt"].as_str().unwrap_or(PROMPT);
-            reply(stream, 200, &json!({ "tokens": bytes(text) }))
+            reply(stream, 200, &json!({ "tokens": bytes(text), "max_model_len": MAX_MODEL_LEN }))
         }
         ("/detokenize", Style::Vllm) => reply(stream, 200, &json!({ "prompt": PROMPT })),
         ("/v1/completions", Style::LlamaCpp | Style::Vllm) => completion(stream, &body),
+        ("/v1/chat/completions", Style::Broken) => broken(stream),
         ("/v1/chat/completions", _) => chat(stream),
         _ => reply(stream, 404, &json!({ "error": { "message": "no such path" } })),
     }
@@ -122,23 +126,38 @@ fn completion(stream: TcpStream, body: &Value) -> std::io::Result<()> {
     events(stream, TRACE.iter().cycle().take(10_000).map(|text| event(text)))
 }
 
+/// Half an answer.
+fn broken(mut stream: TcpStream) -> std::io::Result<()> {
+    let event = json!({ "choices": [{ "delta": { "content": "half" } }] });
+    let head = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\n";
+    write!(stream, "{head}data: {event}\n\n")
+}
+
 /// vLLM's spelling of the thinking, then the answer.
 fn chat(stream: TcpStream) -> std::io::Result<()> {
     let event = |name: &str, text: &str| json!({ "choices": [{ "delta": { name: text } }] });
     events(stream, [event("reasoning", "hm\n"), event("content", "fine")])
 }
 
-/// What the program printed for one question: stdout and stderr.
+/// What the program printed for a greeting: stdout and stderr, and whether it ended well.
 fn chat_with(mock: &Mock, options: &[&str]) -> (String, String, bool) {
+    ask(mock, "hi\n", options)
+}
+
+fn ask(mock: &Mock, question: &str, options: &[&str]) -> (String, String, bool) {
     let mut child = Command::new(env!("CARGO_BIN_EXE_hybra"))
         .args(["chat", "--url", &mock.url])
         .args(options)
+        // Keys of the one who tests play no part.
+        .env_remove("OPENAI_API_KEY")
+        .env_remove("HYBRA_API_KEY")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    child.stdin.take().unwrap().write_all(b"hi\n").unwrap();
+    // A program that refuses its options reads nothing.
+    let _ = child.stdin.take().unwrap().write_all(question.as_bytes());
     let output = child.wait_with_output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (text(output.stdout), text(output.stderr), output.status.success())
@@ -156,7 +175,11 @@ fn a_budget_is_cut_here_and_the_text_goes_on() {
         let end = "<think>\nthink hint\n</think>\n\n";
         match &bodies[1]["prompt"] {
             Value::String(prompt) => assert!(prompt.ends_with(end), "{prompt}"),
-            ids => assert_eq!(ids.as_array().unwrap().len(), PROMPT.len() + end.len() - 8),
+            ids => {
+                let num = ids.as_array().unwrap().len();
+                assert_eq!(num, PROMPT.len() + end.len() - 8);
+                assert_eq!(bodies[1]["max_tokens"], MAX_MODEL_LEN - num, "vLLM refuses more");
+            }
         }
         assert!(mock.bodies("/v1/chat/completions").is_empty());
     }
@@ -188,6 +211,69 @@ fn a_server_that_cannot_go_on_from_a_text_takes_no_budget() {
     assert!(numbers.contains("needs /apply-template (llama.cpp) or /tokenize (vLLM)"), "{numbers}");
     let (shown, numbers, _) = chat_with(&mock, &[]);
     assert_eq!(shown, "<think>\nhm\n</think>\nfine\n", "{numbers}");
+}
+
+#[test]
+fn a_broken_stream_is_no_answer() {
+    let mock = Mock::start(Style::Broken);
+    let (shown, numbers, _) = chat_with(&mock, &[]);
+    assert_eq!(shown, "half\n", "{numbers}");
+    assert!(
+        numbers.contains("error: the stream ended before the answer was complete"),
+        "{numbers}"
+    );
+}
+
+#[test]
+fn options_of_a_model_here_are_refused() {
+    let mock = Mock::start(Style::Plain);
+    for option in [["--threads", "1"], ["--speculate", "4"], ["--kv-dtype", "f32"]] {
+        let (_, error, sound) = chat_with(&mock, &option);
+        assert!(!sound && error.contains("cannot be used with"), "{error}");
+    }
+}
+
+/// `hybra serve` on a free port, ended with the value.
+struct Server(std::process::Child, String);
+
+impl Server {
+    fn start() -> Self {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_hybra"))
+            .args(["serve", "--port", "0", "--threads", "1"])
+            .env("HYBRA_API_KEY", "s3cret")
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let line = lines.find(|line| line.as_ref().unwrap().contains("http://"));
+        let line = line.unwrap().unwrap();
+        let url = line[line.find("http://").unwrap()..].trim().to_owned();
+        // The server writes on; nobody reads it but this thread.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self(child, url)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
+#[test]
+fn a_hybra_server_keeps_the_budget_itself_and_wants_its_key() {
+    let server = Server::start();
+    let mock = Mock { url: format!("{}/v1", server.1), requests: Arc::default() };
+    let question = "c=b-7;b=0;d=c*9;d?\n";
+    let (_, error, sound) = ask(&mock, question, &["--api-key", "wrong"]);
+    assert!(!sound && error.contains("API key"), "{error}");
+    let options = ["--api-key", "s3cret", "--temperature", "0", "--thinking-budget"];
+    let (shown, numbers, _) = ask(&mock, question, &[&options[..], &["100"]].concat());
+    assert!(shown.starts_with("<think>\n") && shown.ends_with("</think>\n7\n"), "{shown}");
+    assert!(numbers.contains("thought 24 of 100 (25 with the tag), ended by itself"), "{numbers}");
+    let (_, numbers, _) = ask(&mock, question, &[&options[..], &["8"]].concat());
+    assert!(numbers.contains("of 8 (") && numbers.contains("cut at a newline"), "{numbers}");
 }
 
 #[test]

@@ -3,7 +3,8 @@
 //! Dropping [`Events`] ends the connection with the next event; a server that watches its clients
 //! then stops generating.
 
-use anyhow::{Context, Result, bail};
+use crate::options::fresh_seed;
+use anyhow::{Context, Result, anyhow, bail};
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
@@ -23,6 +24,8 @@ pub(super) struct Http {
     /// Without `/v1` and without a slash at its end.
     root: String,
     key: Option<String>,
+    /// Keeps a conversation with one server of many, and so with its cache.
+    conversation: String,
 }
 
 /// Why a call gave no JSON.
@@ -44,7 +47,8 @@ impl Http {
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .http_status_as_error(false)
             .build();
-        Ok(Self { agent: config.into(), root, key })
+        let conversation = format!("{:016x}", fresh_seed());
+        Ok(Self { agent: config.into(), root, key, conversation })
     }
 
     /// Where the server is.
@@ -96,7 +100,9 @@ impl Http {
         if let Some(key) = &self.key {
             request = request.header("authorization", format!("Bearer {key}"));
         }
-        let request = request.header("content-type", "application/json");
+        let request = request
+            .header("content-type", "application/json")
+            .header("x-conversation-id", &self.conversation);
         request.send(body.to_string()).with_context(|| self.root.clone())
     }
 
@@ -162,19 +168,37 @@ impl Events {
     }
 }
 
-/// The objects after `data:`, up to `[DONE]`; an error object is an error.
+/// The objects after `data:`, up to `[DONE]`. An error object is an error, and so is a stream that
+/// ends without its end: what came of it is not the whole answer.
 fn events(lines: impl BufRead) -> impl Iterator<Item = Result<Value>> {
-    let data = lines.lines().filter_map(|line| match line {
-        Ok(line) => line.strip_prefix("data:").map(|data| Ok(data.trim().to_owned())),
-        Err(error) => Some(Err(error)),
-    });
-    data.take_while(|line| line.as_ref().map_or(true, |data| data != "[DONE]")).map(|line| {
-        let value: Value = serde_json::from_str(&line.context("the connection broke")?)?;
-        match value.get("error") {
-            Some(error) if !error.is_null() => bail!("{}", message(Some(&value), "")),
-            _ => Ok(value),
+    let mut lines = lines.lines();
+    let mut over = false;
+    std::iter::from_fn(move || {
+        while !over {
+            let Some(line) = lines.next() else {
+                over = true;
+                return Some(Err(anyhow!("the stream ended before the answer was complete")));
+            };
+            let line = match line.context("the connection broke") {
+                Ok(line) => line,
+                Err(error) => return Some(Err(error)),
+            };
+            match line.strip_prefix("data:").map(str::trim) {
+                None => {}
+                Some("[DONE]") => over = true,
+                Some(data) => return Some(event(data)),
+            }
         }
+        None
     })
+}
+
+fn event(data: &str) -> Result<Value> {
+    let value: Value = serde_json::from_str(data).context("an event of the stream is not JSON")?;
+    match value.get("error") {
+        Some(error) if !error.is_null() => bail!("{}", message(Some(&value), "")),
+        _ => Ok(value),
+    }
 }
 
 #[cfg(test)]
@@ -190,6 +214,10 @@ mod tests {
         let text = "data: {\"error\": {\"message\": \"broken\"}}\n";
         let error = events(text.as_bytes()).next().unwrap().unwrap_err();
         assert_eq!(error.to_string(), "broken");
+        let mut cut = events(&b"data: {\"a\": 1}\n\n"[..]);
+        assert_eq!(cut.next().unwrap().unwrap(), json!({"a": 1}));
+        assert!(cut.next().unwrap().unwrap_err().to_string().contains("before the answer"));
+        assert!(cut.next().is_none());
     }
 
     #[test]

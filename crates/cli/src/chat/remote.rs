@@ -46,6 +46,8 @@ struct Rendered {
     text: String,
     /// In ids, where the server gives them.
     ids: Option<Vec<u64>>,
+    /// Most tokens of prompt and output, where the server tells.
+    max_model_len: Option<usize>,
 }
 
 /// A generated answer's state on the way.
@@ -117,12 +119,25 @@ impl Remote {
     ) -> Result<Answer> {
         let mut body = self.chat_body(messages, options);
         options.thinking.write(thinking, &mut body);
+        body["return_progress"] = json!(true);
+        body["reasoning_control"] = json!(true);
         let events = self.http.stream("/v1/chat/completions", body)?;
         let (mut answer, mut id, mut budget) = (String::new(), Value::Null, None);
+        let mut thought = 0;
         while let Some(pressed) = run.next(&events, |event, screen| {
             id = event["id"].clone();
+            let progress = &event["prompt_progress"];
+            if let (Some(done), Some(total)) =
+                (progress["processed"].as_u64(), progress["total"].as_u64())
+            {
+                screen.prefill(done as usize, total as usize);
+            }
             for choice in event["choices"].as_array().into_iter().flatten() {
                 chat_delta(&choice["delta"], &mut answer, screen);
+                if choice["delta"]["reasoning_content"].is_string() {
+                    thought += 1;
+                    screen.title(thought, thinking.budget);
+                }
                 let report = &choice["reasoning_budget"];
                 budget = budget.or(serde_json::from_value::<ReasoningBudget>(report.clone()).ok());
             }
@@ -183,13 +198,14 @@ impl Remote {
         let on = thinking.enabled.or(resolved.off.then_some(false));
         let prompt = self.render(messages, on)?;
         let max_tokens = options.sampling.max_tokens;
+        let message = options.thinking.thinking_budget_message.as_deref().unwrap_or("");
         let room = max_tokens.map(|_| TokenRoom {
             max_tokens,
             context: u32::MAX,
             answer_reserve: thinking.answer_token_reserve,
-            insertion_len: 16,
+            // The server's tokens are not known; each has at least a byte.
+            insertion_len: 16 + message.len() as u32,
         });
-        let message = options.thinking.thinking_budget_message.as_deref().unwrap_or("");
         let mut budget = ClientBudget::new(&prompt.text, BudgetPlan::new(resolved, room), message)?;
         loop {
             if budget.cuts() {
@@ -229,13 +245,13 @@ impl Remote {
 
     fn raw_body(
         &self,
-        prompt: &Rendered,
+        rendered: &Rendered,
         text: &[u8],
         options: &GenerationArgs,
         max_tokens: Option<u32>,
     ) -> Result<Value> {
         let text = String::from_utf8_lossy(text);
-        let prompt = match (&prompt.ids, text.is_empty()) {
+        let prompt = match (&rendered.ids, text.is_empty()) {
             (Some(ids), true) => json!(ids),
             (Some(ids), false) => {
                 let body = json!({
@@ -245,7 +261,7 @@ impl Remote {
                 let more = more["tokens"].as_array().cloned().unwrap_or_default();
                 json!(ids.iter().map(|&id| json!(id)).chain(more).collect::<Vec<_>>())
             }
-            (None, _) => json!(format!("{}{text}", prompt.text)),
+            (None, _) => json!(format!("{}{text}", rendered.text)),
         };
         let mut body = json!({
             "model": self.model,
@@ -254,8 +270,14 @@ impl Remote {
             "stream_options": { "include_usage": true },
         });
         options.sampling.write(&mut body);
-        // Servers' own default for raw text is a handful of tokens.
-        body["max_tokens"] = json!(max_tokens.unwrap_or(1 << 20));
+        // vLLM's default for raw text is a handful of tokens, and more than fit are refused; that
+        // of llama.cpp is no limit.
+        let num_prompt = body["prompt"].as_array().map(Vec::len);
+        let room = rendered.max_model_len.zip(num_prompt).map(|(max, num)| max.saturating_sub(num));
+        let room = room.map(|room| u32::try_from(room.max(1)).unwrap_or(u32::MAX));
+        if let Some(most) = max_tokens.into_iter().chain(room).min() {
+            body["max_tokens"] = json!(most);
+        }
         Ok(body)
     }
 
@@ -289,7 +311,7 @@ fn render(http: &Http, model: &str, kind: Kind, mut body: Value) -> Result<Rende
         |value: &Value| value["prompt"].as_str().map(str::to_owned).ok_or(CallError::Unknown);
     if kind == Kind::Template {
         let text = text(&http.post("/apply-template", &body)?)?;
-        return Ok(Rendered { text, ids: None });
+        return Ok(Rendered { text, ids: None, max_model_len: None });
     }
     body["model"] = json!(model);
     body["add_generation_prompt"] = json!(true);
@@ -297,9 +319,10 @@ fn render(http: &Http, model: &str, kind: Kind, mut body: Value) -> Result<Rende
     let ids: Option<Vec<u64>> =
         reply["tokens"].as_array().map(|ids| ids.iter().filter_map(Value::as_u64).collect());
     let ids = ids.filter(|ids| !ids.is_empty()).ok_or(CallError::Unknown)?;
+    let max_model_len = reply["max_model_len"].as_u64().map(|len| len as usize);
     let body = json!({ "model": model, "tokens": ids });
     let text = text(&http.post("/detokenize", &body)?)?;
-    Ok(Rendered { text, ids: Some(ids) })
+    Ok(Rendered { text, ids: Some(ids), max_model_len })
 }
 
 /// Shows the text of a chat stream's delta; the thinking has two spellings.
