@@ -214,6 +214,10 @@ impl Chat {
         };
         drop(raw);
         screen.raw = false;
+        if result.is_err() {
+            // The error gets a line of its own.
+            screen.end()?;
+        }
         let answer = result?;
         screen.summary(&answer.summary, started.elapsed());
         messages.push(Message::new("assistant", &answer.text));
