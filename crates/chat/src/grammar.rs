@@ -86,7 +86,7 @@ pub enum GrammarError {
         reason: String,
     },
     /// Nothing can be written that satisfies it.
-    #[error("{field}: expected something that can be satisfied, found an empty language")]
+    #[error("{field}: nothing that this model can write satisfies it: an empty language")]
     Empty {
         /// The source.
         field: String,

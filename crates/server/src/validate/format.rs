@@ -23,8 +23,8 @@ pub(super) fn constraint(
 /// What the answer must look like where it is no call.
 fn answer(chat: &ChatFields) -> Result<Option<GrammarSpec>, ApiError> {
     let format = match &chat.response_format {
-        None | Some(ResponseFormat::Text {}) => None,
-        Some(ResponseFormat::JsonObject {}) => Some(GrammarSpec::JsonObject),
+        None | Some(ResponseFormat::Text) => None,
+        Some(ResponseFormat::JsonObject) => Some(GrammarSpec::JsonObject),
         Some(ResponseFormat::JsonSchema { json_schema }) => {
             Some(GrammarSpec::JsonSchema(json_schema.schema.clone()))
         }
