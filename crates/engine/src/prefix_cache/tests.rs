@@ -112,6 +112,7 @@ fn the_least_recently_used_go_first_and_the_limit_holds() {
     let held = [0, 1, 2, 3].map(|i| found(&mut cache, 0, &prompt(i)) > 0);
     assert_eq!(held, [true, false, true, true]);
     // What never fits evicts nobody.
-    insert(&mut cache, 0, &[7; 640], kit.state(640), limit);
+    assert!(kit.bytes(1280) > limit);
+    insert(&mut cache, 0, &[7; 1280], kit.state(1280), limit);
     assert_eq!((cache.len(), cache.bytes()), (3, limit));
 }
