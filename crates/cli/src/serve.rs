@@ -13,7 +13,7 @@ pub(crate) use settings::matches;
 
 use crate::cpu::Arithmetic;
 use crate::session::Session;
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use args::LogFormat;
 use clap::{ArgMatches, Command};
 use hybra_engine::EngineHandle;
@@ -74,6 +74,9 @@ fn load(args: &Args, front: &Front, url: &str) -> Result<()> {
     let load = args.cpu.load_options(Arithmetic::Fast);
     let (limits, config) = (args.limits(), args.engine.config());
     let session = Session::open(args.model.as_deref(), args.cpu.cpu()?, load, limits, config)?;
+    if let Some(error) = session.engine.cache_dir_error() {
+        bail!("--cache-dir: it cannot be used: {error}");
+    }
     let max_model_len = session.engine.max_model_len();
     let engine = EngineHandle::spawn(session.engine, args.max_queue());
     let (name, engine) = (session.model.name.clone(), engine.context("the engine's thread")?);

@@ -1,6 +1,8 @@
 //! The engine on the model inside the binary: who shares the batch changes nothing, budgets hold,
 //! signals work, drafts change no token.
 
+#[path = "engine/prompt_logprobs.rs"]
+mod prompt_logprobs;
 #[path = "engine/speculation.rs"]
 mod speculation;
 

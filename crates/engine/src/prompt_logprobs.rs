@@ -2,8 +2,9 @@
 //!
 //! Every row of logits of the prompt is needed, so such a request uses no cached state and reads
 //! one scan chunk per step, and one such request reads at a time: a step holds at most
-//! [`SCAN_CHUNK`](hybra_model::SCAN_CHUNK) rows for it. The rows have the bits of decoding, so a
-//! token has the log-probability that it has when it is generated.
+//! [`SCAN_CHUNK`](hybra_model::SCAN_CHUNK) rows for it. Chunks and company change no bit; a token
+//! has the log-probability that it has when it is generated up to the rounding between reading in
+//! chunks and reading token by token.
 
 use crate::error::{RequestError, SamplingError};
 use crate::request::{MAX_TOP_LOGPROBS, SamplingParams};

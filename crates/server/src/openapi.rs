@@ -62,7 +62,7 @@ fn document() -> Value {
         doc.components.into_iter().map(|(name, schema)| (name, json!(schema))).collect();
     let keys = json!({ "bearer": { "type": "http", "scheme": "bearer" },
         "key": { "type": "apiKey", "in": "header", "name": "x-api-key" } });
-    json!({
+    let mut document = json!({
         "openapi": "3.1.0",
         "info": {
             "title": "Hybra",
@@ -74,7 +74,25 @@ fn document() -> Value {
         "security": [{}, { "bearer": [] }, { "key": [] }],
         "paths": doc.paths,
         "components": { "schemas": schemas, "securitySchemes": keys },
-    })
+    });
+    say_unsigned(&mut document);
+    document
+}
+
+/// The generator calls a `u32` an int32, which ends too early.
+fn say_unsigned(schema: &mut Value) {
+    match schema {
+        Value::Object(map) => {
+            let unsigned = map.get("minimum").and_then(Value::as_f64).is_some_and(|m| m >= 0.0);
+            if unsigned && map.get("format").is_some_and(|format| format == "int32") {
+                map.shift_remove("format");
+                map.entry("maximum").or_insert_with(|| u32::MAX.into());
+            }
+            map.values_mut().for_each(say_unsigned);
+        }
+        Value::Array(list) => list.iter_mut().for_each(say_unsigned),
+        _ => {}
+    }
 }
 
 impl Document {

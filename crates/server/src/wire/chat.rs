@@ -80,7 +80,7 @@ pub struct ChatMessage {
     /// The same, in OpenRouter's spelling.
     pub reasoning: Option<String>,
     /// Calls of an assistant turn.
-    #[schema(value_type = Option<Vec<Object>>)]
+    #[schema(value_type = Option<Vec<Value>>)]
     pub tool_calls: Option<Vec<Value>>,
     /// The call that a tool message answers.
     pub tool_call_id: Option<String>,
