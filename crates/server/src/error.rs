@@ -7,6 +7,7 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use hybra_chat::{ChatError, GrammarError};
 use hybra_engine::{RequestError, SubmitError};
+use hybra_tokenizer::TemplateError;
 use serde::Serialize;
 use serde_json::{Value, json};
 use utoipa::ToSchema;
@@ -255,6 +256,10 @@ impl From<RequestError> for ApiError {
 impl From<ChatError> for ApiError {
     fn from(error: ChatError) -> Self {
         let param = match &error {
+            ChatError::Template(
+                TemplateError::ReservedArgument(_) | TemplateError::ArgumentsTooLarge { .. },
+            ) => "chat_template_kwargs",
+            ChatError::Template(TemplateError::Continue(_)) => "continue_final_message",
             ChatError::Template(_) | ChatError::Dropped { .. } => "messages",
             ChatError::NoThinkForm => "enable_thinking",
             ChatError::NoThinkTags { field } => field,
@@ -264,7 +269,13 @@ impl From<ChatError> for ApiError {
             }
             ChatError::Tokenizer(_) | ChatError::TokenId { .. } => "prompt",
         };
-        Self::invalid(param, error.to_string())
+        match error {
+            // What is wrong with them has no name on the wire.
+            ChatError::Vocab(_) | ChatError::Template(_) => {
+                Self::invalid(param, format!("{param}: {error}"))
+            }
+            _ => Self::invalid(param, error.to_string()),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Everything between a connection and the endpoints: health, page, keys, limits, phases.
 //!
-//! Invariants: what is behind [`guard`] is reached with a key only; that is everything but
+//! Invariants: what is behind `guard` is reached with a key only; that is everything but
 //! `/health` and the page's own files. A body is complete and within its limits before an endpoint
 //! sees it.
 

@@ -3,6 +3,8 @@
 #![cfg(unix)]
 
 mod access;
+mod contract;
+mod hostile;
 mod lifecycle;
 mod limits;
 mod server;
