@@ -61,23 +61,6 @@ def count_tokens():
     assert count.input_tokens == usage.input_tokens + usage.cache_read_input_tokens
 
 
-def tools():
-    reply = client.messages.create(
-        **{**ASK, "max_tokens": 200}, tools=TOOLS, tool_choice={"type": "any"}
-    )
-    assert reply.stop_reason == "tool_use", reply
-    call = reply.content[-1]
-    assert call.name == "get_weather" and set(call.input) == {"city"}, call
-    result = {"type": "tool_result", "tool_use_id": call.id, "content": "sunny"}
-    turns = [
-        *ASK["messages"],
-        {"role": "assistant", "content": reply.content},
-        {"role": "user", "content": [result]},
-    ]
-    reply = client.messages.create(**{**ASK, "messages": turns}, tools=TOOLS)
-    assert reply.role == "assistant"
-
-
 def errors():
     bad = lambda **fields: lambda: client.messages.create(**{**ASK, **fields})
     raises(anthropic.BadRequestError, bad(extra_body={"temperature": -1}), "temperature", "invalid_request_error")
@@ -86,4 +69,4 @@ def errors():
     raises(anthropic.BadRequestError, bad(messages=[{"role": "user", "content": [image]}]), "image")
 
 
-run([messages, no_thinking, stops, stream, count_tokens, tools, errors])
+run([messages, no_thinking, stops, stream, count_tokens, errors])

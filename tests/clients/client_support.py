@@ -16,7 +16,7 @@ TOOL = {
         "description": "Weather of a city",
         "parameters": {
             "type": "object",
-            "properties": {"city": {"type": "string", "maxLength": 8}},
+            "properties": {"city": {"type": "string", "enum": ["Oslo", "Rome"]}},
             "required": ["city"],
             "additionalProperties": False,
         },

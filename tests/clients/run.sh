@@ -6,7 +6,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
-binary=${1:-$root/target/release/hybra}
+binary=$(realpath "${1:-$root/target/release/hybra}")
 venv=${HYBRA_CLIENT_VENV:-$root/target/clients-venv}
 
 skipped() {
@@ -27,16 +27,29 @@ if ! cmp -s "$here/requirements.txt" "$venv/installed.txt"; then
 fi
 
 work=$(mktemp -d)
-"$binary" serve --port 0 >/dev/null 2>"$work/log" &
-server=$!
-trap 'kill "$server" 2>/dev/null || true; rm -rf "$work"' EXIT
-for _ in $(seq 100); do
-    url=$(grep -om1 'http://[0-9.:]*' "$work/log" || true)
-    [ -n "$url" ] && break
-    kill -0 "$server" 2>/dev/null || { cat "$work/log" >&2; exit 1; }
-    sleep 0.1
-done
-[ -n "$url" ] || { echo 'the server printed no address' >&2; exit 1; }
+servers=()
+trap 'kill "${servers[@]}" 2>/dev/null || true; rm -rf "$work"' EXIT
+
+# Serves the model $1, or the embedded one; sets url and server.
+serve() {
+    "$binary" serve "$@" --port 0 >/dev/null 2>"$work/log" &
+    server=$!
+    servers+=("$server")
+    for _ in $(seq 100); do
+        url=$(grep -om1 'http://[0-9.:]*' "$work/log" || true)
+        [ -n "$url" ] && return
+        kill -0 "${servers[@]}" 2>/dev/null || { cat "$work/log" >&2; exit 1; }
+        sleep 0.1
+    done
+    echo 'the server printed no address' >&2
+    exit 1
+}
+
+"$binary" init micro "$work/random" 2>/dev/null
+serve "$work/random"
+tools_url=$url
+serve
+cd "$work"
 
 export HYBRA_BASE_URL=$url PYTHONPATH=$here PYTHONDONTWRITEBYTECODE=1 PYTHONWARNINGS=ignore
 export LITELLM_LOCAL_MODEL_COST_MAP=True HF_HUB_OFFLINE=1 HF_DATASETS_CACHE=$work/datasets
@@ -51,15 +64,17 @@ check() {
     fi
     grep -vE '^$' "$work/out" | tail -n "${lines:-60}" || true
 }
+HYBRA_BASE_URL=$tools_url HYBRA_MODEL=random \
+    check tools "$venv/bin/python" "$here/tools_client.py"
 for client in openai anthropic litellm lm_eval; do
     check "$client" "$venv/bin/python" "$here/${client}_client.py"
 done
 checks=not_a_server_error,status_code_conformance,content_type_conformance
 checks+=,response_schema_conformance,negative_data_rejection,unsupported_method
 lines=80 check schemathesis "$venv/bin/schemathesis" run "$url/openapi.json" --checks "$checks" \
-    --phases examples,coverage,fuzzing --max-time 75 --max-examples 25 --seed 1 \
+    --phases examples,coverage,fuzzing --max-time 60 --max-examples 25 --seed 1 \
     --generation-database none --workers 2 --warnings off --suppress-health-check all
-kill -0 "$server" 2>/dev/null || failed+=('the server died')
+kill -0 "${servers[@]}" 2>/dev/null || failed+=('a server died')
 
 printf '\n==> [%ds] public clients: ' "$SECONDS"
 if [ ${#failed[@]} -gt 0 ]; then

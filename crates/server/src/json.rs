@@ -125,6 +125,17 @@ pub fn given<'de, D: Deserializer<'de>, T: Deserialize<'de>>(d: D) -> Result<Opt
     T::deserialize(d).map(Some)
 }
 
+/// An optional object: `#[serde(default, deserialize_with = "object")]`. Without this, a list of a
+/// struct's values would pass for the struct.
+///
+/// # Errors
+/// Anything but null and an object, and those of `T`, with the path inside it.
+pub fn object<'de, D: Deserializer<'de>, T: DeserializeOwned>(d: D) -> Result<Option<T>, D::Error> {
+    let Some(map) = Option::<Map<String, Value>>::deserialize(d)? else { return Ok(None) };
+    let inner = serde_path_to_error::deserialize(Value::Object(map));
+    inner.map(Some).map_err(serde::de::Error::custom)
+}
+
 /// A value in which no object names a key twice.
 struct Strict(Value);
 

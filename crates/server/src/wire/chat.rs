@@ -49,6 +49,7 @@ pub struct ChatFields {
     /// Send the reply piece by piece.
     pub stream: Option<bool>,
     /// What a stream also sends.
+    #[serde(default, deserialize_with = "crate::json::object")]
     pub stream_options: Option<StreamOptions>,
     /// Tell in the stream how much of the prompt was read.
     pub return_progress: Option<bool>,
@@ -164,7 +165,7 @@ pub struct FunctionSpec {
     pub description: Option<String>,
     /// JSON schema of its arguments.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<Value>)]
     pub parameters: Option<Value>,
     /// Arguments must match the schema.
     #[serde(default, skip_serializing_if = "Option::is_none")]

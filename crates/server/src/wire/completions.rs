@@ -40,6 +40,7 @@ pub struct CompletionFields {
     /// Send the reply piece by piece.
     pub stream: Option<bool>,
     /// What a stream also sends.
+    #[serde(default, deserialize_with = "crate::json::object")]
     pub stream_options: Option<StreamOptions>,
     /// Who asks; has no effect, and the reply's `warnings` say so.
     pub user: Option<String>,

@@ -3,7 +3,7 @@
 use crate::wire::thinking::EffortName;
 use hybra_engine::ReasoningBudget;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 /// The conversation.
@@ -23,6 +23,7 @@ pub struct MessagesFields {
     /// Whether it may, must, or must not call one.
     pub tool_choice: Option<MessagesToolChoice>,
     /// What the answer must look like, and how much to think.
+    #[serde(default, deserialize_with = "crate::json::object")]
     pub output_config: Option<OutputConfig>,
 }
 
@@ -62,7 +63,7 @@ pub struct MessagesGeneration {
     pub stream: Option<bool>,
     /// Has no effect, and the reply's `warnings` say so.
     #[schema(value_type = Option<Object>)]
-    pub metadata: Option<serde_json::Map<String, Value>>,
+    pub metadata: Option<Map<String, Value>>,
     /// Has no effect, as `metadata`.
     pub service_tier: Option<String>,
 }
@@ -108,7 +109,7 @@ pub enum InputBlock {
         text: String,
         /// Has no effect: every prompt is cached.
         #[schema(value_type = Option<Object>)]
-        cache_control: Option<Value>,
+        cache_control: Option<Map<String, Value>>,
         /// Only null or empty.
         #[schema(value_type = Option<Vec<Object>>, max_items = 0)]
         citations: Option<[Value; 0]>,
@@ -127,24 +128,24 @@ pub enum InputBlock {
         /// The function.
         name: String,
         /// Its arguments.
-        #[schema(value_type = Object)]
+        #[schema(value_type = Value)]
         input: Value,
         /// Has no effect: every prompt is cached.
         #[schema(value_type = Option<Object>)]
-        cache_control: Option<Value>,
+        cache_control: Option<Map<String, Value>>,
     },
     /// What a call gave.
     ToolResult {
         /// The call.
         tool_use_id: String,
         /// Text, or blocks of text.
-        #[schema(value_type = Option<Object>)]
+        #[schema(value_type = Option<Value>)]
         content: Option<Value>,
         /// The call failed.
         is_error: Option<bool>,
         /// Has no effect: every prompt is cached.
         #[schema(value_type = Option<Object>)]
-        cache_control: Option<Value>,
+        cache_control: Option<Map<String, Value>>,
     },
 }
 
@@ -161,13 +162,13 @@ pub struct MessagesTool {
     /// What it does.
     pub description: Option<String>,
     /// JSON schema of its arguments.
-    #[schema(value_type = Object)]
+    #[schema(value_type = Value)]
     pub input_schema: Value,
     /// Arguments must match the schema.
     pub strict: Option<bool>,
     /// Has no effect: every prompt is cached.
     #[schema(value_type = Option<Object>)]
-    pub cache_control: Option<Value>,
+    pub cache_control: Option<Map<String, Value>>,
 }
 
 /// Kinds of tools.

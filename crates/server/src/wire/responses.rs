@@ -26,6 +26,7 @@ pub struct ResponsesFields {
     /// Whether it may call several at once [default: true].
     pub parallel_tool_calls: Option<bool>,
     /// What the answer must look like.
+    #[serde(default, deserialize_with = "crate::json::object")]
     pub text: Option<TextField>,
     /// Send the reply piece by piece.
     pub stream: Option<bool>,
@@ -239,7 +240,7 @@ pub struct ResponsesTool {
     pub description: Option<String>,
     /// JSON schema of its arguments.
     #[serde(default)]
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<Value>)]
     pub parameters: Option<Value>,
     /// Arguments must match the schema.
     #[serde(default)]

@@ -75,10 +75,13 @@ pub struct ThinkingFields {
     /// False hides the text of the thinking; it is counted all the same.
     pub include_reasoning: Option<bool>,
     /// Anthropic's object.
+    #[serde(default, deserialize_with = "crate::json::object")]
     pub thinking: Option<AnthropicThinking>,
     /// OpenRouter's and the Responses API's object.
+    #[serde(default, deserialize_with = "crate::json::object")]
     pub reasoning: Option<ReasoningObject>,
     /// NVIDIA NIM's extensions.
+    #[serde(default, deserialize_with = "crate::json::object")]
     pub nvext: Option<NvExt>,
     /// Arguments of the chat template.
     #[schema(value_type = Option<Object>)]
@@ -215,6 +218,8 @@ impl ThinkingFields {
             answer_token_reserve: self.answer_token_reserve,
             stop_in_thinking: self.stop_in_thinking.unwrap_or(false),
         };
+        // Without `max_tokens`: the engine checks both together.
+        params.validate(None)?;
         let message = agree([
             ("thinking_budget_message", self.thinking_budget_message.clone()),
             ("think_stop_sentence", self.think_stop_sentence.clone()),
