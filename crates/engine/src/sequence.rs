@@ -123,6 +123,8 @@ pub enum Event {
         done: usize,
         /// Tokens in all.
         total: usize,
+        /// Of these, taken from a kept state.
+        cached: usize,
     },
     /// Part of a prompt was scored, if asked for.
     PromptLogprobs(PromptLogprobs),

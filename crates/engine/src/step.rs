@@ -142,7 +142,8 @@ impl Engine {
             let before = sequence.output_len();
             if before == 0 {
                 let (done, total) = (sequence.state().len(), sequence.prompt_len);
-                events.push(Event::Prefill { sequence: sequence.id, done, total });
+                let cached = sequence.cached_tokens;
+                events.push(Event::Prefill { sequence: sequence.id, done, total, cached });
             }
             let (rows, others) = logits.split_at(segment.num_logits() * vocab_size);
             logits = others;

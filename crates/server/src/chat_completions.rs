@@ -113,9 +113,9 @@ impl Chat {
         while let Some((index, growth)) = choices.next().await? {
             let choice = &mut choices.list[index];
             let pieces = match growth {
-                Growth::Prefill { done, total } => {
+                Growth::Prefill { done, total, cached } => {
                     if self.request.progress && index == 0 {
-                        sender.json(&self.progress(done, total, 0)).await?;
+                        sender.json(&self.progress(done, total, cached)).await?;
                     }
                     continue;
                 }

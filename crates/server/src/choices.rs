@@ -27,6 +27,8 @@ pub enum Growth {
         done: usize,
         /// Tokens in all.
         total: usize,
+        /// Of these, taken from a kept state.
+        cached: usize,
     },
     /// It has new text, or none; it may have ended.
     Text(Vec<Piece>),
@@ -58,7 +60,7 @@ impl Choices {
         let Some(happened) = self.generation.next().await? else { return Ok(None) };
         let choice = &mut self.list[happened.choice];
         let growth = match happened.event {
-            Event::Prefill { done, total, .. } => Growth::Prefill { done, total },
+            Event::Prefill { done, total, cached, .. } => Growth::Prefill { done, total, cached },
             Event::PromptLogprobs(scored) => {
                 choice.scored(scored, &self.state.model.tokenizer);
                 Growth::Text(Vec::new())
