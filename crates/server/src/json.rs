@@ -95,6 +95,19 @@ pub fn typed<T: DeserializeOwned>(value: Value, at: &str) -> Result<T, ApiError>
     })
 }
 
+/// The lists that hold objects hold nothing else: a list of a struct's values would pass for it.
+fn check_lists(fields: &Map<String, Value>) -> Result<(), ApiError> {
+    for name in ["messages", "tools"] {
+        let list = fields.get(name).and_then(Value::as_array);
+        if let Some(at) = list.and_then(|list| list.iter().position(Value::is_array)) {
+            let param = format!("{name}[{at}]");
+            let message = format!("{param}: expected an object, found an array");
+            return Err(ApiError::invalid(param, message));
+        }
+    }
+    Ok(())
+}
+
 /// Refuses what no group took.
 ///
 /// # Errors

@@ -54,6 +54,8 @@ fn numbers_out_of_range_are_named() {
         ("tool_choice", json!("required")),
         ("thinking_budget_message", json!("\u{1F600}")),
         ("messages", json!([])),
+        ("messages", json!([["user", "x"]])),
+        ("tools", json!([["function", {}]])),
         ("messages", json!([{ "role": "user", "content": [{ "type": "image_url" }] }])),
         ("chat_template", json!("{{ 1 }}")),
         ("chat_template_kwargs", json!({ "messages": [] })),
