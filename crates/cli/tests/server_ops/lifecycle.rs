@@ -53,9 +53,11 @@ fn the_first_signal_drains() {
 fn the_grace_period_ends() {
     let mut server = Server::start(&[ROOM[0], ROOM[1], "--grace-period", "1"]);
     let mut running = server.open(&format!(r#"{LONG}, "stream": true"#));
+    // A reader that falls behind is cancelled before the signal comes.
+    let reading = std::thread::spawn(move || Reply::read(&mut running));
     server.wait_for_metric("hybra_num_requests_running", 1);
     server.signal("-INT");
-    let reply = Reply::read(&mut running);
+    let reply = reading.join().unwrap();
     assert!(reply.body.contains("shutting down"), "{}", reply.head);
     assert_eq!(server.exit_code(), Some(0));
 }
