@@ -70,7 +70,7 @@ fn connections_above_the_limit_are_refused_and_idle_ones_end() {
 #[test]
 fn a_full_queue_refuses_with_429() {
     let server = Server::start(&[&NARROW[..], &["--max-queue", "1"]].concat());
-    let _running = server.open(&format!(r#"{LONG}, "stream": true"#));
+    let _running = server.open(LONG);
     server.wait_for_metric("hybra_num_requests_running", 1);
     let _waiting = server.open(LONG);
     server.wait_for_metric("hybra_num_requests_waiting", 1);
@@ -99,7 +99,7 @@ fn deadlines_end_requests() {
 fn clients_that_go_away_free_their_places() {
     let server = Server::start(&NARROW);
     for fields in [LONG.to_owned(), format!(r#"{LONG}, "stream": true"#)] {
-        let running = server.open(&fields);
+        let running = server.open_and_read(&fields);
         server.wait_for_metric("hybra_num_requests_running", 1);
         let read = server.metric("hybra_prompt_tokens_total");
         let waiting = server.open(&fields);

@@ -85,6 +85,15 @@ impl Server {
         stream
     }
 
+    /// As [`Server::open`], read by a thread until it is dropped: a stream that nobody reads is
+    /// cancelled.
+    pub(crate) fn open_and_read(&self, fields: &str) -> Reading {
+        let stream = self.open(fields);
+        let mut tap = stream.try_clone().unwrap();
+        std::thread::spawn(move || std::io::copy(&mut tap, &mut std::io::sink()));
+        Reading(stream)
+    }
+
     /// A value of `/metrics`.
     pub(crate) fn metric(&self, name: &str) -> u64 {
         let text = self.get("/metrics", "").body;
@@ -128,6 +137,16 @@ fn keep(stderr: ChildStderr, log: &Mutex<String>) {
     while stderr.read_until(b'\n', &mut line).is_ok_and(|n| n > 0) {
         log.lock().unwrap().push_str(&String::from_utf8_lossy(&line));
         line.clear();
+    }
+}
+
+/// A connection that a thread reads.
+pub(crate) struct Reading(TcpStream);
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        // The server may have closed it before.
+        let _ = self.0.shutdown(std::net::Shutdown::Both);
     }
 }
 
