@@ -75,6 +75,7 @@ pub fn take<T: DeserializeOwned + PartialSchema>(
             own.insert(name, value);
         }
     }
+    check_lists(&own)?;
     typed(Value::Object(own), "")
 }
 
