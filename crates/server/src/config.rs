@@ -67,7 +67,7 @@ impl Default for ServerConfig {
             cors_origins: Vec::new(),
             served_model_names: Vec::new(),
             keep_alive: Duration::from_secs(15),
-            stream_buffer: 4096,
+            stream_buffer: 65_536,
             timeout: None,
             read_timeout: Duration::from_secs(30),
             write_timeout: Duration::from_secs(30),

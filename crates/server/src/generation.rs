@@ -91,10 +91,10 @@ impl Generation {
             return Ok(None);
         }
         let event = tokio::select! {
-            // Events first: what is there is delivered.
+            // Before events: a fast model always has some.
             biased;
-            event = self.events.recv() => event,
             error = interrupted(&self.state, self.context.deadline) => return Err(error),
+            event = self.events.recv() => event,
         };
         let Some(event) = event else {
             self.state.metrics.failure("slow_reader_or_engine");
