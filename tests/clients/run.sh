@@ -72,7 +72,7 @@ done
 checks=not_a_server_error,status_code_conformance,content_type_conformance
 checks+=,response_schema_conformance,negative_data_rejection,unsupported_method
 lines=80 check schemathesis "$venv/bin/schemathesis" run "$url/openapi.json" --checks "$checks" \
-    --phases examples,coverage,fuzzing --max-time 60 --max-examples 25 --seed 1 \
+    --phases examples,coverage,fuzzing --max-time 40 --max-examples 25 --seed 1 \
     --generation-database none --workers 2 --warnings off --suppress-health-check all
 kill -0 "${servers[@]}" 2>/dev/null || failed+=('a server died')
 
