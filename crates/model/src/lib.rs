@@ -29,12 +29,14 @@ pub mod memory;
 mod mlp;
 pub mod nemotron_h;
 pub mod observer;
+pub mod parameters;
 pub mod presets;
 pub mod reference;
 pub mod report;
 pub mod state;
 pub mod state_image;
 pub mod tensors;
+pub mod training;
 pub mod weights;
 
 pub use activations::Activations;

@@ -1,0 +1,1 @@
+//! Tasks, verifiers and accuracy against thinking budget.

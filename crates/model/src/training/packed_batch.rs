@@ -1,0 +1,42 @@
+//! Documents laid end to end for one pass.
+//!
+//! Every document starts from an empty state: attention, convolution and recurrence see nothing of
+//! the documents before it. Labels are aligned with the tokens that predict them: `labels[t]` is
+//! the token after `tokens[t]` in its document, `weights[t]` its share of the loss (0: masked), so
+//! the last token of a document has weight 0.
+
+/// Documents of one forward and backward pass.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct PackedBatch {
+    /// All documents' tokens.
+    pub tokens: Vec<u32>,
+    /// Length of each document, none empty; they sum to the number of tokens.
+    pub documents: Vec<usize>,
+    /// What each token is followed by; any id where the weight is 0.
+    pub labels: Vec<u32>,
+    /// Share of the loss, 0 or 1 for plain masks.
+    pub weights: Vec<f32>,
+}
+
+impl PackedBatch {
+    /// Adds a document. `mask[t]` says whether token t is to be learned (predicted from those
+    /// before it).
+    ///
+    /// # Panics
+    /// If the document is empty or the mask has another length.
+    pub fn push(&mut self, tokens: &[u32], mask: &[bool]) {
+        assert!(!tokens.is_empty() && tokens.len() == mask.len(), "a document with its mask");
+        self.tokens.extend_from_slice(tokens);
+        self.documents.push(tokens.len());
+        self.labels.extend_from_slice(&tokens[1..]);
+        self.labels.push(0);
+        self.weights.extend(mask[1..].iter().map(|&learn| f32::from(u8::from(learn))));
+        self.weights.push(0.0);
+    }
+
+    /// Number of tokens that are learned.
+    #[must_use]
+    pub fn num_learned(&self) -> usize {
+        self.weights.iter().filter(|&&weight| weight != 0.0).count()
+    }
+}
