@@ -1,1 +1,3 @@
 //! Tasks, verifiers and accuracy against thinking budget.
+
+#![forbid(unsafe_code)]

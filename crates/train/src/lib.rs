@@ -1,1 +1,3 @@
 //! Training: data, losses, optimizer, trainer, communicator.
+
+#![forbid(unsafe_code)]
