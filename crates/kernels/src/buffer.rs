@@ -52,6 +52,11 @@ impl<'a> MatRef<'a> {
         &self.data[r * self.stride..r * self.stride + self.cols]
     }
 
+    /// The values from the first row on, and how many lie from row to row.
+    pub(crate) fn data(self) -> (&'a [f32], usize) {
+        (self.data, self.stride)
+    }
+
     /// Number of rows.
     pub fn rows(self) -> usize {
         self.rows

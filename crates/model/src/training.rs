@@ -1,5 +1,198 @@
-//! Forward and backward of a model under training.
+//! A model under training: forward and backward over packed documents, in f32.
+//!
+//! Parameters and gradients are flat vectors in the order of a [`Layout`]. The forward pass runs
+//! the ops of [`crate::NemotronH`] between the projections, document by document from empty
+//! states, and keeps of every block its input, its first projection and the input of its last one
+//! ([`Tape`]); with [`Keep::Inputs`] the input alone, and the block is run once more on the way
+//! back. The output head belongs to the loss: [`Trainable::forward`] ends at the final norm, and
+//! [`Trainable::backward`] starts there.
+//!
+//! **Invariants.** A gradient is a left fold over documents in order, so packing changes no bit of
+//! it, nor does the number of threads. Source of the formulas: the ops' own files.
 
+mod backward;
+mod block;
 mod packed_batch;
+mod views;
 
 pub use packed_batch::PackedBatch;
+
+use crate::config::Config;
+use crate::parameters::Layout;
+use block::{Pass, Saved};
+use hybra_kernels::ops::embedding::{embedding, embedding_backward};
+use hybra_kernels::ops::rms_norm::{rms_norm, rms_norm_backward};
+use hybra_kernels::{Cpu, DType, MatMut, MatRef, WeightRef};
+use views::Views;
+
+/// What a forward pass keeps for the backward pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Keep {
+    /// Inputs and projections: the faster way.
+    #[default]
+    Projections,
+    /// The inputs of blocks, h values per token and block: less memory, one more forward pass.
+    Inputs,
+}
+
+/// The shape of a model under training; its parameters are the caller's.
+pub struct Trainable {
+    config: Config,
+    layout: Layout,
+    keep: Keep,
+}
+
+/// What a forward pass leaves for the backward pass; kept from call to call for its memory.
+#[derive(Default)]
+pub struct Tape {
+    blocks: Vec<Saved>,
+    /// Residual stream after the last block, `[T, h]`.
+    hidden: Vec<f32>,
+    /// After the final norm, `[T, h]`: the input of the output head.
+    normed: Vec<f32>,
+    scratch: block::Scratch,
+}
+
+impl Tape {
+    /// The rows that the output head reads, `[T, h]`.
+    #[must_use]
+    pub fn normed(&self) -> &[f32] {
+        &self.normed
+    }
+
+    /// Bytes held.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        let blocks: usize = self.blocks.iter().map(Saved::bytes).sum();
+        4 * (self.hidden.capacity() + self.normed.capacity()) + blocks + self.scratch.bytes()
+    }
+}
+
+impl Trainable {
+    /// A model of this configuration.
+    #[must_use]
+    pub fn new(config: Config, keep: Keep) -> Self {
+        let layout = Layout::new(&config);
+        Self { config, layout, keep }
+    }
+
+    /// The configuration.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Where each tensor lies in parameters and gradients.
+    #[must_use]
+    pub fn layout(&self) -> &Layout {
+        &self.layout
+    }
+
+    /// The output head in `parameters`, `[V, h]`.
+    #[must_use]
+    pub fn head<'p>(&self, parameters: &'p [f32]) -> MatRef<'p> {
+        let views = self.views(parameters);
+        MatRef::new(views.lm_head.unwrap_or(views.embedding), self.config.hidden_size)
+    }
+
+    /// Where the output head's gradient goes, `[V, h]`.
+    pub fn head_gradient<'g>(&self, gradient: &'g mut [f32]) -> MatMut<'g> {
+        let views = Views::of_mut(&self.config, &self.layout, gradient);
+        MatMut::new(views.lm_head.unwrap_or(views.embedding), self.config.hidden_size)
+    }
+
+    fn views<'p>(&self, parameters: &'p [f32]) -> Views<&'p [f32]> {
+        Views::of(&self.config, &self.layout, parameters)
+    }
+
+    /// Runs the documents and leaves the head's input in `tape`.
+    ///
+    /// # Panics
+    /// If a token is outside the vocabulary or `parameters` has another length than the layout.
+    pub fn forward(&self, cpu: &Cpu, parameters: &[f32], batch: &PackedBatch, tape: &mut Tape) {
+        let (h, tokens, views) =
+            (self.config.hidden_size, batch.tokens.len(), self.views(parameters));
+        assert_eq!(batch.documents.iter().sum::<usize>(), tokens, "lengths of the documents");
+        tape.hidden.resize(tokens * h, 0.0);
+        tape.normed.resize(tokens * h, 0.0);
+        // Weight views hold little-endian bytes, as every target of this project does.
+        let table = bytemuck::cast_slice(views.embedding);
+        let table = WeightRef::new(DType::F32, self.config.vocab_size, h, table);
+        embedding(cpu, table, &batch.tokens, MatMut::new(&mut tape.hidden, h));
+        tape.blocks.resize_with(self.config.layers.len(), Saved::default);
+        let pass = self.pass(cpu, &batch.documents);
+        for (layer, block) in views.blocks.iter().enumerate() {
+            let saved = &mut tape.blocks[layer];
+            saved.x.clear();
+            saved.x.extend_from_slice(&tape.hidden);
+            let hidden = &mut tape.hidden;
+            match self.keep {
+                Keep::Projections => pass.forward(layer, block, saved, hidden, &mut tape.scratch),
+                Keep::Inputs => {
+                    let mut again = std::mem::take(&mut tape.scratch.again);
+                    std::mem::swap(&mut again.x, &mut saved.x);
+                    pass.forward(layer, block, &mut again, hidden, &mut tape.scratch);
+                    std::mem::swap(&mut again.x, &mut saved.x);
+                    tape.scratch.again = again;
+                }
+            }
+        }
+        let x = MatRef::new(&tape.hidden, h);
+        rms_norm(cpu, x, views.final_norm, pass.eps, MatMut::new(&mut tape.normed, h));
+    }
+
+    /// Adds the gradients of all parameters but the head's to `gradient`, given that of
+    /// [`Tape::normed`], after [`Self::forward`] over the same batch and parameters.
+    ///
+    /// # Panics
+    /// If a length disagrees.
+    pub fn backward(
+        &self,
+        cpu: &Cpu,
+        parameters: &[f32],
+        batch: &PackedBatch,
+        tape: &mut Tape,
+        dnormed: &[f32],
+        gradient: &mut [f32],
+    ) {
+        let h = self.config.hidden_size;
+        let views = self.views(parameters);
+        let mut g = Views::of_mut(&self.config, &self.layout, gradient);
+        let pass = self.pass(cpu, &batch.documents);
+        let mut d = std::mem::take(&mut tape.scratch.dhidden);
+        d.clear();
+        d.resize(tape.hidden.len(), 0.0);
+        let (x, dout) = (MatRef::new(&tape.hidden, h), MatRef::new(dnormed, h));
+        let dx = MatMut::new(&mut d, h);
+        rms_norm_backward(cpu, x, views.final_norm, pass.eps, dout, dx, g.final_norm);
+        for (layer, block) in views.blocks.iter().enumerate().rev() {
+            let saved = &mut tape.blocks[layer];
+            if self.keep == Keep::Inputs {
+                let mut again = std::mem::take(&mut tape.scratch.again);
+                std::mem::swap(&mut again.x, &mut saved.x);
+                // The sum is not needed: the hidden rows of the next block are overwritten.
+                pass.forward(layer, block, &mut again, &mut tape.hidden, &mut tape.scratch);
+                pass.backward(
+                    layer,
+                    block,
+                    &again,
+                    &mut g.blocks[layer],
+                    &mut d,
+                    &mut tape.scratch,
+                );
+                std::mem::swap(&mut again.x, &mut saved.x);
+                tape.scratch.again = again;
+            } else {
+                pass.backward(layer, block, saved, &mut g.blocks[layer], &mut d, &mut tape.scratch);
+            }
+        }
+        let dtable = MatMut::new(g.embedding, h);
+        embedding_backward(cpu, &batch.tokens, MatRef::new(&d, h), dtable);
+        tape.scratch.dhidden = d;
+    }
+
+    fn pass<'a>(&'a self, cpu: &'a Cpu, documents: &'a [usize]) -> Pass<'a> {
+        let config = &self.config;
+        Pass { cpu, config, documents, eps: config.norm_eps }
+    }
+}

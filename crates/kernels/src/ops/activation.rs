@@ -1,6 +1,7 @@
 //! Functions of single values.
 //!
 //! - [`relu2`]: `x ← max(x, 0)²` (So et al. 2021, "Primer"), NaN stays NaN.
+//! - [`relu2_backward`]: its gradient, `dx ← 2·max(x, 0)·dx`.
 //! - [`add_assign`]: `x ← x + y`, the residual stream.
 //! - `softplus`: `ln(1 + eˣ)`, without overflow and without loss for small arguments.
 
@@ -16,6 +17,40 @@ pub fn relu2(cpu: &Cpu, x: MatMut) {
     let (isa, operations) = (cpu.isa(), 2 * x.rows() * x.cols());
     let height = (VALUES_PER_PART / x.cols()).max(1);
     cpu.pool().for_parts_sized(operations, x.row_panels(height), |_, x| dispatch(isa, Relu2(x)));
+}
+
+/// `dx ← 2·max(x, 0)·dx`: from the gradient of `max(x, 0)²` to that of x.
+///
+/// # Panics
+/// If the shapes disagree.
+pub fn relu2_backward(cpu: &Cpu, x: MatRef, dx: MatMut) {
+    assert_eq!((x.rows(), x.cols()), (dx.rows(), dx.cols()), "relu²: value and gradient");
+    let (isa, operations) = (cpu.isa(), 2 * x.rows() * x.cols());
+    let height = (VALUES_PER_PART / x.cols()).max(1);
+    cpu.pool().for_parts_sized(operations, dx.row_panels(height), |i, dx| {
+        let x = x.rows_at(i * height, dx.rows());
+        dispatch(isa, Relu2Backward { x, dx });
+    });
+}
+
+struct Relu2Backward<'a> {
+    x: MatRef<'a>,
+    dx: MatMut<'a>,
+}
+
+impl WithSimd for Relu2Backward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        for r in 0..self.x.rows() {
+            let dx = self.dx.row_mut(r).chunks_mut(S::LANES);
+            for (x, dx) in self.x.row(r).chunks(S::LANES).zip(dx) {
+                let slope = s.max(s.zero(), s.load_partial(x));
+                s.store_partial(s.mul(s.add(slope, slope), s.load_partial(dx)), dx);
+            }
+        }
+    }
 }
 
 struct Relu2<'a>(MatMut<'a>);
@@ -109,6 +144,23 @@ mod tests {
                         if i % width >= cols || x.is_nan() { x } else { x.max(0.0) * x.max(0.0) };
                     assert!(got == want || (got.is_nan() && want.is_nan()), "{isa} {i}: {got}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn relu2_backward_is_the_slope() {
+        let (x, dx) = (values(5 * 37, 1), values(5 * 37, 2));
+        for (isa, got) in on_every_cpu(|cpu| {
+            let mut dx = dx.clone();
+            relu2_backward(cpu, MatRef::new(&x, 37), MatMut::new(&mut dx, 37));
+            dx
+        }) {
+            for (i, got) in got.iter().enumerate() {
+                let (x, d, h) = (f64::from(x[i]), f64::from(dx[i]), 1e-4);
+                let f = |x: f64| x.max(0.0).powi(2) * d;
+                let want = (f(x + h) - f(x - h)) / (2.0 * h);
+                assert!((f64::from(*got) - want).abs() < 1e-4, "{isa} {i}: {got} {want}");
             }
         }
     }

@@ -1,7 +1,8 @@
-//! `out[t] = table[ids[t]]`: rows of a \[V, D\] table in any weight format, decoded to f32.
+//! `out[t] = table[ids[t]]`: rows of a \[V, D\] table in any weight format, decoded to f32;
+//! and its gradient, `dtable[ids[t]] += dout[t]`.
 
 use crate::Cpu;
-use crate::buffer::MatMut;
+use crate::buffer::{MatMut, MatRef};
 use crate::dtype::WeightRef;
 use crate::ops::quantize::dequantize_row;
 
@@ -26,9 +27,50 @@ pub fn embedding(cpu: &Cpu, table: WeightRef, ids: &[u32], out: MatMut) {
     });
 }
 
+/// Columns of the table that a worker takes at a time in the backward pass.
+const COLUMNS_PER_PART: usize = 64;
+
+/// `dtable[ids[t]] += dout[t]`, t ascending: a left fold for every value of the table.
+///
+/// # Panics
+/// If an id is not below V, or the shapes disagree: dout `[T, D]` with T ids, dtable `[V, D]`.
+pub fn embedding_backward(cpu: &Cpu, ids: &[u32], dout: MatRef, dtable: MatMut) {
+    assert_eq!((ids.len(), dtable.cols()), (dout.rows(), dout.cols()), "embedding: gradients");
+    let operations = ids.len() * dout.cols();
+    cpu.pool().for_parts_sized(
+        operations,
+        dtable.column_panels(COLUMNS_PER_PART),
+        |i, mut dtable| {
+            let dout = dout.columns(i * COLUMNS_PER_PART, dtable.cols());
+            for (t, &id) in ids.iter().enumerate() {
+                let row = dtable.row_mut(id as usize);
+                row.iter_mut().zip(dout.row(t)).for_each(|(to, d)| *to += d);
+            }
+        },
+    );
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn gradients_of_equal_ids_add_up() {
+        let (ids, cols) = ([2, 0, 2, 2], 70);
+        let dout = values(ids.len() * cols, 1);
+        for (isa, got) in on_every_cpu(|cpu| {
+            let mut dtable = vec![1.0; 3 * cols];
+            let to = MatMut::new(&mut dtable, cols);
+            embedding_backward(cpu, &ids, MatRef::new(&dout, cols), to);
+            dtable
+        }) {
+            for (i, got) in got.iter().enumerate() {
+                let rows = ids.iter().enumerate().filter(|(_, id)| **id as usize == i / cols);
+                let want = rows.fold(1.0, |sum, (t, _)| sum + dout[t * cols + i % cols]);
+                assert_eq!(*got, want, "{isa} {i}");
+            }
+        }
+    }
     use crate::dtype::DType;
     use crate::ops::quantize::{ENCODABLE, quantize_row};
     use crate::ops::testing::{assert_same_bits, on_every_cpu, values};

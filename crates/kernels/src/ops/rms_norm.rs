@@ -7,6 +7,11 @@
 //!
 //! Sources: Zhang and Sennrich 2019; `RMSNormGated` of state-spaces/mamba.
 
+mod backward;
+
+pub use backward::rms_norm_backward;
+pub(crate) use backward::{Gated, gated_group_backward};
+
 use crate::Cpu;
 use crate::buffer::{MatMut, MatRef};
 use crate::simd::{Simd, WithSimd, dispatch};

@@ -1,0 +1,365 @@
+//! `out (+)= a · b` of f32 matrices, either operand transposed: the products of training.
+//!
+//! **Every output is one left fold over k**, one fused multiply-add per product, whatever the
+//! shapes and the tile it falls in; with [`Write::Add`] the fold goes on from the value that is
+//! there. So the bits depend on neither the number of rows nor of threads, and a gradient that is
+//! added up document by document has the bits of one product over all documents.
+//!
+//! Blocking: a worker copies a panel of b, `BLOCK_K` by up to `PANEL` columns, into a scratch that
+//! stays in the second cache, and multiplies register tiles of rows of a with it.
+
+use crate::buffer::{MatMut, MatRef};
+use crate::ops::ssd_tile::{KMajor, accumulate as accumulate_columns};
+use crate::ops::tile::{Tiled, accumulate as accumulate_rows, cover};
+use crate::simd::{Simd, WithSimd, dispatch};
+use crate::{Cpu, Isa};
+use std::cell::RefCell;
+
+/// Length of a block of the reduction.
+const BLOCK_K: usize = 256;
+/// Columns of the output that a worker takes together; whole vectors on every instruction set.
+const PANEL: usize = 64;
+/// Rows of the output that a worker takes together: enough to pay for the copy of b.
+const PANEL_ROWS: usize = 384;
+
+thread_local! {
+    /// A panel of b, BLOCK_K × PANEL values.
+    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// A matrix or its transpose.
+#[derive(Clone, Copy)]
+pub struct Operand<'a> {
+    matrix: MatRef<'a>,
+    transposed: bool,
+}
+
+impl<'a> From<MatRef<'a>> for Operand<'a> {
+    fn from(matrix: MatRef<'a>) -> Self {
+        Self { matrix, transposed: false }
+    }
+}
+
+impl<'a> MatRef<'a> {
+    /// The transpose, as an operand of [`product`].
+    #[must_use]
+    pub fn t(self) -> Operand<'a> {
+        Operand { matrix: self, transposed: true }
+    }
+}
+
+impl Operand<'_> {
+    fn rows(self) -> usize {
+        if self.transposed { self.matrix.cols() } else { self.matrix.rows() }
+    }
+
+    fn cols(self) -> usize {
+        if self.transposed { self.matrix.rows() } else { self.matrix.cols() }
+    }
+
+    /// The rows `from .. from + rows`.
+    fn rows_at(self, from: usize, rows: usize) -> Self {
+        let Self { matrix, transposed } = self;
+        let matrix =
+            if transposed { matrix.columns(from, rows) } else { matrix.rows_at(from, rows) };
+        Self { matrix, transposed }
+    }
+}
+
+/// What becomes of the values that are in the output.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Write {
+    /// They are replaced.
+    Store,
+    /// They are the start of the sums.
+    Add,
+}
+
+/// `out (+)= a · b` with a `[M, K]`, b `[K, N]`, out `[M, N]`.
+///
+/// # Panics
+/// If the shapes disagree.
+pub fn product<'a, 'b>(
+    cpu: &Cpu,
+    a: impl Into<Operand<'a>>,
+    b: impl Into<Operand<'b>>,
+    out: MatMut,
+    write: Write,
+) {
+    let (a, b, isa) = (a.into(), b.into(), cpu.isa());
+    check(a, b, &out);
+    let operations = out.rows() * out.cols() * a.cols() / 8;
+    let across = out.cols().div_ceil(PANEL).max(1);
+    cpu.pool().for_parts_sized(operations, out.tiles(PANEL_ROWS, PANEL), |i, out| {
+        let (from, col) = (i / across * PANEL_ROWS, i % across * PANEL);
+        panel(isa, a.rows_at(from, out.rows()), b, col, out, write);
+    });
+}
+
+/// [`product`] on the calling thread.
+pub(crate) fn product_here<'a, 'b>(
+    isa: Isa,
+    a: impl Into<Operand<'a>>,
+    b: impl Into<Operand<'b>>,
+    mut out: MatMut,
+    write: Write,
+) {
+    let (a, b) = (a.into(), b.into());
+    check(a, b, &out);
+    for col in (0..out.cols()).step_by(PANEL) {
+        let width = PANEL.min(out.cols() - col);
+        panel(isa, a, b, col, out.reborrow().columns(col, width), write);
+    }
+}
+
+fn check(a: Operand, b: Operand, out: &MatMut) {
+    assert_eq!(a.cols(), b.rows(), "product: reduction");
+    assert_eq!((a.rows(), b.cols()), (out.rows(), out.cols()), "product: output");
+}
+
+/// The columns of `out`, which are those of b from `col` on.
+fn panel(isa: Isa, a: Operand, b: Operand, col: usize, mut out: MatMut, write: Write) {
+    if out.rows() == 0 || out.cols() == 0 {
+        return;
+    }
+    if a.cols() == 0 && write == Write::Store {
+        (0..out.rows()).for_each(|r| out.row_mut(r).fill(0.0));
+    }
+    SCRATCH.with_borrow_mut(|scratch| {
+        scratch.resize(BLOCK_K * PANEL, 0.0);
+        for k in (0..a.cols()).step_by(BLOCK_K) {
+            let len = BLOCK_K.min(a.cols() - k);
+            let add = write == Write::Add || k > 0;
+            let out = out.reborrow();
+            dispatch(isa, Panel { a, b, k, len, col, out, add, scratch });
+        }
+    });
+}
+
+/// One block of the reduction of one panel.
+struct Panel<'a> {
+    a: Operand<'a>,
+    b: Operand<'a>,
+    k: usize,
+    len: usize,
+    col: usize,
+    out: MatMut<'a>,
+    add: bool,
+    scratch: &'a mut [f32],
+}
+
+impl WithSimd for Panel<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        let stride = self.out.cols().next_multiple_of(S::LANES);
+        self.copy(stride);
+        let (rows, vectors) = (self.out.rows(), stride / S::LANES);
+        let Self { a, k, len, out, add, scratch, .. } = self;
+        let b = &scratch[..len * stride];
+        if a.transposed {
+            let op = &mut ByColumns { a: a.matrix, k, len, b, stride, out, add };
+            cover(s, op, 0..rows, vectors);
+        } else {
+            let op = &mut ByRows { a: a.matrix, k, len, b, stride, out, add };
+            cover(s, op, 0..rows, vectors);
+        }
+    }
+}
+
+impl Panel<'_> {
+    /// The block of b, k as rows, `stride` values from row to row, zeros behind the columns.
+    #[inline(always)]
+    fn copy(&mut self, stride: usize) {
+        let (width, b) = (self.out.cols(), self.b.matrix);
+        if !self.b.transposed {
+            for (r, to) in self.scratch.chunks_exact_mut(stride).take(self.len).enumerate() {
+                let (to, padding) = to.split_at_mut(width);
+                to.copy_from_slice(&b.row(self.k + r)[self.col..self.col + width]);
+                padding.fill(0.0);
+            }
+            return;
+        }
+        // Blocks of rows of b: what is read and written stays in the first cache.
+        for from in (0..self.len).step_by(16) {
+            let num = 16.min(self.len - from);
+            for c in 0..stride {
+                let to = self.scratch[from * stride + c..].iter_mut().step_by(stride).take(num);
+                if c < width {
+                    let values = &b.row(self.col + c)[self.k + from..self.k + from + num];
+                    to.zip(values).for_each(|(to, v)| *to = *v);
+                } else {
+                    to.for_each(|to| *to = 0.0);
+                }
+            }
+        }
+    }
+}
+
+/// The sums of a tile before and after the block.
+struct Tile<'t, 'a> {
+    out: &'t mut MatMut<'a>,
+    row: usize,
+    col: usize,
+}
+
+impl Tile<'_, '_> {
+    #[inline(always)]
+    fn load<S: Simd, const R: usize, const V: usize>(&self, s: S, add: bool) -> [[S::V; V]; R] {
+        let mut acc = [[s.zero(); V]; R];
+        if add {
+            for r in 0..R {
+                let row = &self.out.row(self.row + r)[self.col..];
+                for v in 0..V {
+                    acc[r][v] = s.load_partial(&row[v * S::LANES..]);
+                }
+            }
+        }
+        acc
+    }
+
+    #[inline(always)]
+    fn store<S: Simd, const R: usize, const V: usize>(&mut self, s: S, acc: [[S::V; V]; R]) {
+        for r in 0..R {
+            let row = &mut self.out.row_mut(self.row + r)[self.col..];
+            for v in 0..V {
+                s.store_partial(acc[r][v], &mut row[v * S::LANES..]);
+            }
+        }
+    }
+}
+
+struct ByRows<'a> {
+    a: MatRef<'a>,
+    k: usize,
+    len: usize,
+    b: &'a [f32],
+    stride: usize,
+    out: MatMut<'a>,
+    add: bool,
+}
+
+impl Tiled for ByRows<'_> {
+    #[inline(always)]
+    fn tile<S: Simd, const R: usize, const V: usize>(&mut self, s: S, row: usize, col: usize) {
+        let a = std::array::from_fn(|r| &self.a.row(row + r)[self.k..self.k + self.len]);
+        let mut tile = Tile { out: &mut self.out, row, col };
+        let acc = tile.load::<S, R, V>(s, self.add);
+        tile.store(s, accumulate_rows(s, acc, a, &self.b[col..], self.stride));
+    }
+}
+
+struct ByColumns<'a> {
+    a: MatRef<'a>,
+    k: usize,
+    len: usize,
+    b: &'a [f32],
+    stride: usize,
+    out: MatMut<'a>,
+    add: bool,
+}
+
+impl Tiled for ByColumns<'_> {
+    #[inline(always)]
+    fn tile<S: Simd, const R: usize, const V: usize>(&mut self, s: S, row: usize, col: usize) {
+        let (a, stride) = self.a.rows_at(self.k, self.len).data();
+        let mut tile = Tile { out: &mut self.out, row, col };
+        let acc = tile.load::<S, R, V>(s, self.add);
+        let b = (&self.b[col..], self.stride);
+        let acc = accumulate_columns(s, acc, (KMajor(a, stride), row), b, self.len);
+        tile.store(s, acc);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::testing::{assert_near, assert_same_bits, on_every_cpu, values};
+
+    const SHAPES: [(usize, usize, usize); 6] =
+        [(1, 1, 1), (3, 0, 5), (7, 33, 19), (65, 300, 70), (400, 128, 130), (13, 700, 64)];
+
+    /// `Σ_k a[m, k] b[k, n]` in f64, and either operand as it is or transposed.
+    fn case(m: usize, k: usize, n: usize) -> ([Vec<f32>; 4], Vec<f64>) {
+        let (a, b) = (values(m * k, 1), values(k * n, 2));
+        let a_t = (0..m * k).map(|i| a[i % m * k + i / m]).collect();
+        let b_t = (0..k * n).map(|i| b[i % k * n + i / k]).collect();
+        let sum = |i: usize| {
+            let (r, c) = (i / n, i % n);
+            (0..k).map(|k_| f64::from(a[r * k + k_]) * f64::from(b[k_ * n + c])).sum()
+        };
+        let want = (0..m * n).map(sum).collect();
+        ([a, a_t, b, b_t], want)
+    }
+
+    fn run(
+        cpu: &Cpu,
+        (m, k, n): (usize, usize, usize),
+        x: &[Vec<f32>; 4],
+        form: usize,
+    ) -> Vec<f32> {
+        let mut out = vec![f32::NAN; m * n];
+        let [a, a_t, b, b_t] = x.each_ref().map(|v| v.as_slice());
+        let (a, a_t) = (MatRef::new(a, k.max(1)), MatRef::new(a_t, m));
+        let (b, b_t) = (MatRef::new(b, n), MatRef::new(b_t, k.max(1)));
+        if k == 0 {
+            let none = MatRef::new(&[], m);
+            product(cpu, none.t(), MatRef::new(&[], n), MatMut::new(&mut out, n), Write::Store);
+            return out;
+        }
+        let out_ = MatMut::new(&mut out, n);
+        match form {
+            0 => product(cpu, a, b, out_, Write::Store),
+            1 => product(cpu, a_t.t(), b, out_, Write::Store),
+            2 => product(cpu, a, b_t.t(), out_, Write::Store),
+            _ => product(cpu, a_t.t(), b_t.t(), out_, Write::Store),
+        }
+        out
+    }
+
+    #[test]
+    fn all_forms_agree_with_the_formula_and_each_other() {
+        for shape @ (m, k, n) in SHAPES {
+            let (x, want) = case(m, k, n);
+            let forms = [0, 1, 2, 3].map(|form| on_every_cpu(|cpu| run(cpu, shape, &x, form)));
+            for (isa, (i, first)) in forms[0].iter().enumerate() {
+                let what = format!("{i} {shape:?}");
+                assert_near(first, &want, 1e-5, &what);
+                for form in &forms[1..] {
+                    assert_same_bits(&form[isa].1, first, &what);
+                }
+            }
+        }
+    }
+
+    /// Documents one after the other give the bits of one product.
+    #[test]
+    fn adding_goes_on_with_the_fold() {
+        let (m, k, n) = (20, 613, 37);
+        let ([_, a_t, b, _], _) = case(m, k, n);
+        let (a, b) = (MatRef::new(&a_t, m), MatRef::new(&b, n));
+        on_every_cpu(|cpu| {
+            let [mut whole, mut parts] = [vec![0.0; m * n], vec![0.0; m * n]];
+            product(cpu, a.t(), b, MatMut::new(&mut whole, n), Write::Add);
+            for (from, len) in [(0, 1), (1, 255), (256, 300), (556, 57)] {
+                let (a, b) = (a.rows_at(from, len), b.rows_at(from, len));
+                product(cpu, a.t(), b, MatMut::new(&mut parts, n), Write::Add);
+            }
+            assert_same_bits(&parts, &whole, "parts");
+            whole
+        });
+    }
+
+    #[test]
+    fn on_this_thread_it_is_the_same() {
+        let shape @ (m, k, n) = (65, 300, 70);
+        let (x, _) = case(m, k, n);
+        for (isa, want) in on_every_cpu(|cpu| run(cpu, shape, &x, 2)) {
+            let mut out = vec![0.0; m * n];
+            let (a, b) = (MatRef::new(&x[0], k), MatRef::new(&x[3], k));
+            product_here(isa, a, b.t(), MatMut::new(&mut out, n), Write::Store);
+            assert_same_bits(&out, &want, &isa.to_string());
+        }
+    }
+}

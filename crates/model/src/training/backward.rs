@@ -1,0 +1,153 @@
+//! One block, backward: `d` is the gradient of the block's output before and of its input after.
+
+use super::block::{MixerConstants, Pass, Saved, Scratch, split_qkv};
+use super::views::{Block, Mamba2, Mixer};
+use crate::activations::sized;
+use crate::layer::{AttentionConfig, LayerConfig, Mamba2Config};
+use hybra_kernels::ops::activation::{relu2, relu2_backward};
+use hybra_kernels::ops::attention_backward::{Qkv, attention_backward};
+use hybra_kernels::ops::mamba_split_conv1d_scan_backward::{
+    MixerGradients, mamba_split_conv1d_scan_backward,
+};
+use hybra_kernels::ops::product::{Write, product};
+use hybra_kernels::ops::rms_norm::{rms_norm, rms_norm_backward};
+use hybra_kernels::{MatMut, MatRef};
+
+impl Pass<'_> {
+    /// Adds the gradients of the block's tensors to `g` and moves `d` on.
+    pub(super) fn backward(
+        &self,
+        layer: usize,
+        block: &Block<&[f32]>,
+        saved: &Saved,
+        g: &mut Block<&mut [f32]>,
+        d: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
+        let h = self.config.hidden_size;
+        let x = MatRef::new(&saved.x, h);
+        scratch.normed.resize(d.len(), 0.0);
+        scratch.dnormed.resize(d.len(), 0.0);
+        rms_norm(self.cpu, x, block.norm, self.eps, MatMut::new(&mut scratch.normed, h));
+        match (&self.config.layers[layer], &block.mixer, &mut g.mixer) {
+            (LayerConfig::Mamba2(m), Mixer::Mamba2(w), Mixer::Mamba2(g)) => {
+                self.mamba2_backward(m, w, saved, g, d, scratch);
+            }
+            (
+                LayerConfig::Attention(a),
+                Mixer::Attention { q_proj, k_proj, v_proj, o_proj },
+                Mixer::Attention { q_proj: gq, k_proj: gk, v_proj: gv, o_proj: go },
+            ) => {
+                let w = [q_proj, k_proj, v_proj, o_proj];
+                self.attention_backward(a, w.map(|w| *w), saved, [gq, gk, gv, go], d, scratch);
+            }
+            (
+                LayerConfig::Mlp(m),
+                Mixer::Mlp { up_proj, down_proj },
+                Mixer::Mlp { up_proj: gup, down_proj: gdown },
+            ) => {
+                let (width, len) = (m.intermediate_size, saved.wide.len());
+                let hidden = sized(&mut scratch.dmix, len);
+                hidden.copy_from_slice(&saved.wide);
+                relu2(self.cpu, MatMut::new(hidden, width));
+                let dup = sized(&mut scratch.dwide, len);
+                self.linear(d, (down_proj, gdown), (hidden, width), dup, Write::Store);
+                relu2_backward(self.cpu, MatRef::new(&saved.wide, width), MatMut::new(dup, width));
+                let x = (scratch.normed.as_slice(), h);
+                self.linear(dup, (up_proj, gup), x, &mut scratch.dnormed, Write::Store);
+            }
+            _ => unreachable!("the views are made from this configuration"),
+        }
+        let (dout, dx) = (MatRef::new(&scratch.dnormed, h), MatMut::new(d, h));
+        rms_norm_backward(self.cpu, x, block.norm, self.eps, dout, dx, g.norm);
+    }
+
+    /// For `out = x·wᵀ`: `dw += dᵀ·x`, `dx (+)= d·w`.
+    fn linear(
+        &self,
+        d: &[f32],
+        (w, dw): (&[f32], &mut [f32]),
+        (x, cols): (&[f32], usize),
+        dx: &mut [f32],
+        write: Write,
+    ) {
+        let (w, x) = (MatRef::new(w, cols), MatRef::new(x, cols));
+        let d = MatRef::new(d, w.rows());
+        product(self.cpu, d.t(), x, MatMut::new(dw, cols), Write::Add);
+        product(self.cpu, d, w, MatMut::new(dx, cols), write);
+    }
+
+    fn mamba2_backward(
+        &self,
+        m: &Mamba2Config,
+        w: &Mamba2<&[f32]>,
+        saved: &Saved,
+        g: &mut Mamba2<&mut [f32]>,
+        d: &[f32],
+        scratch: &mut Scratch,
+    ) {
+        let (h, inner, width) = (self.config.hidden_size, m.d_inner(), m.in_proj_rows());
+        let dmix = sized(&mut scratch.dmix, saved.mix.len());
+        let mix = (saved.mix.as_slice(), inner);
+        self.linear(d, (w.out_proj, g.out_proj), mix, dmix, Write::Store);
+        let constants = MixerConstants::new(m, w);
+        let params = constants.params(self, m, w);
+        let dwide = sized(&mut scratch.dwide, saved.wide.len());
+        // The convolution's gradient is tap-major here.
+        let mut taps = vec![0.0; w.conv_weight.len()];
+        let mut gradients = MixerGradients {
+            a_log: g.a_log,
+            d: g.d,
+            dt_bias: g.dt_bias,
+            conv_weight: &mut taps,
+            conv_bias: g.conv_bias.as_deref_mut().unwrap_or(&mut []),
+            norm_weight: g.gated_norm,
+        };
+        mamba_split_conv1d_scan_backward(
+            self.cpu,
+            &params,
+            MatRef::new(&saved.wide, width),
+            self.documents,
+            MatRef::new(dmix, inner),
+            MatMut::new(dwide, width),
+            &mut gradients,
+        );
+        let (k, channels) = (m.conv_kernel, m.conv_dim());
+        for (i, to) in g.conv_weight.iter_mut().enumerate() {
+            *to += taps[i % k * channels + i / k];
+        }
+        let x = (scratch.normed.as_slice(), h);
+        self.linear(dwide, (w.in_proj, g.in_proj), x, &mut scratch.dnormed, Write::Store);
+    }
+
+    fn attention_backward(
+        &self,
+        a: &AttentionConfig,
+        w: [&[f32]; 4],
+        saved: &Saved,
+        [gq, gk, gv, go]: [&mut [f32]; 4],
+        d: &[f32],
+        scratch: &mut Scratch,
+    ) {
+        let (h, q_width, kv_width) = (self.config.hidden_size, a.q_width(), a.kv_width());
+        let tokens = d.len() / h;
+        let dmix = sized(&mut scratch.dmix, tokens * q_width);
+        self.linear(d, (w[3], go), (&saved.mix, q_width), dmix, Write::Store);
+        let [q, k, v] = split_qkv(a, tokens, &saved.wide);
+        let dwide = sized(&mut scratch.dwide, saved.wide.len());
+        let (dq, dkv) = dwide.split_at_mut(tokens * q_width);
+        let (dk, dv) = dkv.split_at_mut(tokens * kv_width);
+        let gradients = Qkv {
+            q: MatMut::new(dq, q_width),
+            k: MatMut::new(dk, kv_width),
+            v: MatMut::new(dv, kv_width),
+        };
+        let (x, dout) = (Qkv { q, k, v }, MatRef::new(dmix, q_width));
+        attention_backward(self.cpu, &x, self.documents, a.head_dim, dout, gradients);
+        let x = (scratch.normed.as_slice(), h);
+        let dx = &mut scratch.dnormed;
+        self.linear(dq, (w[0], gq), x, dx, Write::Store);
+        self.linear(dk, (w[1], gk), x, dx, Write::Add);
+        self.linear(dv, (w[2], gv), x, dx, Write::Add);
+    }
+}

@@ -1,0 +1,247 @@
+//! One block, forward: `hidden += mixer(rms_norm(hidden))`, keeping what the way back needs.
+
+use super::views::{Block, Mamba2, Mixer};
+use crate::activations::sized;
+use crate::config::Config;
+use crate::layer::{AttentionConfig, LayerConfig, Mamba2Config};
+use crate::nemotron_h::SCAN_CHUNK;
+use hybra_kernels::ops::activation::{add_assign, relu2};
+use hybra_kernels::ops::attention::{KvCache, KvDtype, Segment, attention};
+use hybra_kernels::ops::mamba_split_conv1d_scan::{
+    MixerParams, MixerSegment, mamba_split_conv1d_scan,
+};
+use hybra_kernels::ops::product::{Write, product};
+use hybra_kernels::ops::rms_norm::rms_norm;
+use hybra_kernels::ops::ssd::SsdParams;
+use hybra_kernels::ops::ssm_state::SsmStateMut;
+use hybra_kernels::{Cpu, MatMut, MatRef};
+
+/// What every block of a pass needs besides its tensors.
+pub(super) struct Pass<'a> {
+    pub(super) cpu: &'a Cpu,
+    pub(super) config: &'a Config,
+    pub(super) documents: &'a [usize],
+    pub(super) eps: f32,
+}
+
+/// What a block keeps.
+#[derive(Default)]
+pub(super) struct Saved {
+    /// Its input, `[T, h]`.
+    pub(super) x: Vec<f32>,
+    /// Its first projection: Mamba `[T, z | x | B | C | dt]`, attention q, k, v one after the
+    /// other, MLP up_proj's output before relu².
+    pub(super) wide: Vec<f32>,
+    /// The input of its last projection (for an MLP it is made again from `wide`).
+    pub(super) mix: Vec<f32>,
+}
+
+impl Saved {
+    pub(super) fn bytes(&self) -> usize {
+        4 * (self.x.capacity() + self.wide.capacity() + self.mix.capacity())
+    }
+}
+
+/// Memory that is kept from block to block.
+#[derive(Default)]
+pub(super) struct Scratch {
+    pub(super) normed: Vec<f32>,
+    pub(super) out: Vec<f32>,
+    /// Gradients: of the residual stream, of the normed input, of `wide` and of `mix`.
+    pub(super) dhidden: Vec<f32>,
+    pub(super) dnormed: Vec<f32>,
+    pub(super) dwide: Vec<f32>,
+    pub(super) dmix: Vec<f32>,
+    /// States of the documents.
+    conv: Vec<f32>,
+    ssm: Vec<f32>,
+    /// The block that is run once more.
+    pub(super) again: Saved,
+}
+
+impl Scratch {
+    pub(super) fn bytes(&self) -> usize {
+        let all = [
+            &self.normed,
+            &self.out,
+            &self.dhidden,
+            &self.dnormed,
+            &self.dwide,
+            &self.dmix,
+            &self.conv,
+            &self.ssm,
+        ];
+        4 * all.iter().map(|v| v.capacity()).sum::<usize>() + self.again.bytes()
+    }
+}
+
+/// Constants of a Mamba layer in the form of the ops.
+pub(super) struct MixerConstants {
+    /// −exp(A_log).
+    a: Vec<f32>,
+    /// Tap-major taps, `[k, HP + 2GN]`.
+    conv_weight: Vec<f32>,
+}
+
+impl MixerConstants {
+    pub(super) fn new(m: &Mamba2Config, w: &Mamba2<&[f32]>) -> Self {
+        let taps = m.conv_kernel;
+        let tap = |k: usize| w.conv_weight.iter().skip(k).step_by(taps).copied();
+        let conv_weight = (0..taps).flat_map(tap).collect();
+        Self { a: w.a_log.iter().map(|v| -v.exp()).collect(), conv_weight }
+    }
+
+    pub(super) fn params<'a>(
+        &'a self,
+        pass: &Pass,
+        m: &Mamba2Config,
+        w: &Mamba2<&'a [f32]>,
+    ) -> MixerParams<'a> {
+        MixerParams {
+            ssd: SsdParams {
+                num_heads: m.num_heads,
+                head_dim: m.head_dim,
+                n_groups: m.n_groups,
+                state_size: m.state_size,
+                a: &self.a,
+                d: w.d,
+                dt_bias: w.dt_bias,
+                dt_limit: pass.config.time_step_limit,
+            },
+            conv_weight: &self.conv_weight,
+            conv_bias: w.conv_bias,
+            norm_weight: w.gated_norm,
+            norm_eps: pass.eps,
+        }
+    }
+}
+
+impl Pass<'_> {
+    /// Adds the block of `saved.x` to `hidden` and keeps what the way back needs.
+    pub(super) fn forward(
+        &self,
+        layer: usize,
+        block: &Block<&[f32]>,
+        saved: &mut Saved,
+        hidden: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
+        let h = self.config.hidden_size;
+        scratch.normed.resize(hidden.len(), 0.0);
+        let normed = MatMut::new(&mut scratch.normed, h);
+        rms_norm(self.cpu, MatRef::new(&saved.x, h), block.norm, self.eps, normed);
+        match (&self.config.layers[layer], &block.mixer) {
+            (LayerConfig::Mamba2(m), Mixer::Mamba2(w)) => self.mamba2(m, w, saved, scratch),
+            (LayerConfig::Attention(a), Mixer::Attention { q_proj, k_proj, v_proj, o_proj }) => {
+                self.attention(a, [q_proj, k_proj, v_proj, o_proj], saved, scratch)
+            }
+            (LayerConfig::Mlp(m), Mixer::Mlp { up_proj, down_proj }) => {
+                let width = m.intermediate_size;
+                self.project(&scratch.normed, h, up_proj, &mut saved.wide);
+                let up = sized(&mut scratch.dwide, saved.wide.len());
+                up.copy_from_slice(&saved.wide);
+                relu2(self.cpu, MatMut::new(up, width));
+                self.project(
+                    &scratch.dwide[..saved.wide.len()],
+                    width,
+                    down_proj,
+                    &mut scratch.out,
+                );
+            }
+            _ => unreachable!("the views are made from this configuration"),
+        }
+        let hidden = MatMut::new(hidden, h);
+        add_assign(self.cpu, hidden, MatRef::new(&scratch.out, h));
+    }
+
+    /// `out = x · wᵀ`, x with `cols` columns.
+    fn project(&self, x: &[f32], cols: usize, w: &[f32], out: &mut Vec<f32>) {
+        let rows = w.len() / cols;
+        out.resize(x.len() / cols * rows, 0.0);
+        let (x, w) = (MatRef::new(x, cols), MatRef::new(w, cols));
+        product(self.cpu, x, w.t(), MatMut::new(out, rows), Write::Store);
+    }
+
+    fn mamba2(
+        &self,
+        m: &Mamba2Config,
+        w: &Mamba2<&[f32]>,
+        saved: &mut Saved,
+        scratch: &mut Scratch,
+    ) {
+        let (h, inner) = (self.config.hidden_size, m.d_inner());
+        self.project(&scratch.normed, h, w.in_proj, &mut saved.wide);
+        let constants = MixerConstants::new(m, w);
+        let params = constants.params(self, m, w);
+        let (conv_len, ssm_len) = ((m.conv_kernel - 1) * m.conv_dim(), inner * m.state_size);
+        let count = self.documents.len();
+        for (states, len) in [(&mut scratch.conv, conv_len), (&mut scratch.ssm, ssm_len)] {
+            states.clear();
+            states.resize(count * len, 0.0);
+        }
+        // A kernel of one tap has no window: its chunks are empty.
+        let mut conv = scratch.conv.as_mut_slice();
+        let segments = self.documents.iter().zip(scratch.ssm.chunks_exact_mut(ssm_len));
+        let segments = segments.map(|(&len, ssm)| MixerSegment {
+            len,
+            chunk: SCAN_CHUNK,
+            conv: conv.split_off_mut(..conv_len).expect("a window for each document"),
+            state: SsmStateMut::F32(ssm),
+        });
+        saved.mix.resize(saved.x.len() / h * inner, 0.0);
+        let wide = MatRef::new(&saved.wide, m.in_proj_rows());
+        let out = MatMut::new(&mut saved.mix, inner);
+        mamba_split_conv1d_scan(self.cpu, &params, wide, segments, out);
+        self.project(&saved.mix, inner, w.out_proj, &mut scratch.out);
+    }
+
+    fn attention(
+        &self,
+        a: &AttentionConfig,
+        [q_proj, k_proj, v_proj, o_proj]: [&[f32]; 4],
+        saved: &mut Saved,
+        scratch: &mut Scratch,
+    ) {
+        let h = self.config.hidden_size;
+        let tokens = saved.x.len() / h;
+        let (q_width, kv_width) = (a.q_width(), a.kv_width());
+        saved.wide.resize(tokens * (q_width + 2 * kv_width), 0.0);
+        let mut rest = saved.wide.as_mut_slice();
+        for (w, width) in [(q_proj, q_width), (k_proj, kv_width), (v_proj, kv_width)] {
+            let out = rest.split_off_mut(..tokens * width).expect("q, k and v");
+            let (x, w) = (MatRef::new(&scratch.normed, h), MatRef::new(w, h));
+            product(self.cpu, x, w.t(), MatMut::new(out, width), Write::Store);
+        }
+        let [q, k, v] = split_qkv(a, tokens, &saved.wide);
+        let mut from = 0;
+        let caches: Vec<_> = self
+            .documents
+            .iter()
+            .map(|&len| {
+                let mut cache = KvCache::new(KvDtype::F32, a.num_kv_heads, a.head_dim);
+                cache.append(self.cpu, k.rows_at(from, len), v.rows_at(from, len));
+                from += len;
+                (from - len..from, cache)
+            })
+            .collect();
+        let segment = |i: usize| {
+            let (rows, cache) = &caches[i];
+            Segment { rows: rows.clone(), cache, past: 0 }
+        };
+        saved.mix.resize(tokens * q_width, 0.0);
+        let out = MatMut::new(&mut saved.mix, q_width);
+        attention(self.cpu, q, caches.len(), segment, a.num_heads, out);
+        self.project(&saved.mix, q_width, o_proj, &mut scratch.out);
+    }
+}
+
+/// q, k and v as they lie in [`Saved::wide`].
+pub(super) fn split_qkv<'w>(
+    a: &AttentionConfig,
+    tokens: usize,
+    wide: &'w [f32],
+) -> [MatRef<'w>; 3] {
+    let (q, kv) = wide.split_at(tokens * a.q_width());
+    let (k, v) = kv.split_at(tokens * a.kv_width());
+    [MatRef::new(q, a.q_width()), MatRef::new(k, a.kv_width()), MatRef::new(v, a.kv_width())]
+}
