@@ -4,7 +4,6 @@
 //! formats can be tried without a trained model. The checkpoint has a tokenizer and a chat
 //! template: every command takes it. The same preset, type and seed give the same bytes.
 
-mod random;
 mod vocabulary;
 
 use crate::convert::metadata::{Vocabulary, config_files, gguf_metadata};
@@ -17,9 +16,9 @@ use hybra_chat::GenerationDefaults;
 use hybra_kernels::Cpu;
 use hybra_model::config::Config;
 use hybra_model::memory::WeightFormat;
+use hybra_model::random::RandomTensor;
 use hybra_model::tensors::{GgufTransform, tensor_specs};
 use hybra_tokenizer::{GgufVocab, Tokenizer};
-use random::RandomTensor;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;

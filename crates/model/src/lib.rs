@@ -31,6 +31,7 @@ pub mod nemotron_h;
 pub mod observer;
 pub mod parameters;
 pub mod presets;
+pub mod random;
 pub mod reference;
 pub mod report;
 pub mod state;

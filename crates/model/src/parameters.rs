@@ -6,7 +6,10 @@
 //! ([`crate::tensors::tensor_specs`]); `A_log` is held, not A.
 
 use crate::config::Config;
+use crate::load::{LoadError, find_tensors};
+use crate::random::RandomTensor;
 use crate::tensors::{Role, TensorSpec, tensor_specs};
+use hybra_checkpoint::Checkpoint;
 use std::ops::Range;
 
 /// Where one tensor lies.
@@ -74,5 +77,27 @@ impl Layout {
     pub fn slot_of(&self, index: usize) -> &Slot {
         let at = self.slots.partition_point(|slot| slot.range.end <= index);
         &self.slots[at]
+    }
+
+    /// Random values, a function of `seed` and the tensors' names ([`RandomTensor`]).
+    #[must_use]
+    pub fn random(&self, config: &Config, seed: u64) -> Vec<f32> {
+        let mut values = vec![0.0; self.len];
+        for slot in &self.slots {
+            RandomTensor::new(seed, &slot.spec, config).fill(0, &mut values[slot.range.clone()]);
+        }
+        values
+    }
+
+    /// The values of a checkpoint, decoded to f32.
+    ///
+    /// # Errors
+    /// Tensors that are not those of `config`, or values that are not finite.
+    pub fn load(&self, checkpoint: &Checkpoint, config: &Config) -> Result<Vec<f32>, LoadError> {
+        let mut values = Vec::with_capacity(self.len);
+        for found in find_tensors(checkpoint, config)? {
+            values.extend(found.f32_values()?);
+        }
+        Ok(values)
     }
 }

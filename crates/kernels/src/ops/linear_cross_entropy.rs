@@ -7,7 +7,7 @@
 //! Source: Wijmans et al. 2024 (cut cross entropy), without its skipping of small gradients.
 
 use crate::Cpu;
-use crate::buffer::{Chunks, MatMut, MatRef};
+use crate::buffer::{Chunks, MatRef};
 pub use crate::ops::logits::HeadGradients;
 use crate::ops::logits::{Head, ROWS, learned_rows};
 use crate::simd::{Simd, WithSimd, dispatch};
@@ -104,7 +104,8 @@ pub(crate) fn gradient_vec(
 ) -> Vec<f32> {
     let mut out = vec![0.0; (rows + vocab) * h];
     let (x, w) = out.split_at_mut(rows * h);
-    call(HeadGradients { x: MatMut::new(x, h), w: MatMut::new(w, h) });
+    let [x, w] = [x, w].map(|v| crate::MatMut::new(v, h));
+    call(HeadGradients { x, w });
     out
 }
 

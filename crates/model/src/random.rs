@@ -5,11 +5,11 @@
 //! 2014); normal values are sums of four uniform 16-bit numbers (Irwin–Hall), which have the right
 //! mean and variance and end at ±3.46 σ: weights need no tails.
 
-use hybra_model::config::Config;
-use hybra_model::tensors::{Role, TensorSpec};
+use crate::config::Config;
+use crate::tensors::{Role, TensorSpec};
 
 /// The values of one tensor.
-pub(crate) struct RandomTensor {
+pub struct RandomTensor {
     key: u64,
     kind: Kind,
 }
@@ -34,7 +34,8 @@ impl RandomTensor {
     /// The rule for a tensor. Standard deviation of matrices: 1/√(row length), and for those that
     /// write to the residual stream another factor 1/√(2·layers), so that activations keep the
     /// size that the embedding gives them (1 per value).
-    pub(crate) fn new(seed: u64, spec: &TensorSpec, config: &Config) -> Self {
+    #[must_use]
+    pub fn new(seed: u64, spec: &TensorSpec, config: &Config) -> Self {
         let fan_in = spec.row_len() as f32;
         let kind = match spec.role {
             // A tied embedding is also the head.
@@ -58,7 +59,7 @@ impl RandomTensor {
     }
 
     /// The values from position `first` on.
-    pub(crate) fn fill(&self, first: usize, out: &mut [f32]) {
+    pub fn fill(&self, first: usize, out: &mut [f32]) {
         let key = self.key;
         let each = |out: &mut [f32], value: &dyn Fn(u64) -> f32| {
             for (at, v) in (first as u64..).zip(out) {
@@ -122,8 +123,8 @@ fn normal(bits: u64) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use hybra_model::presets::preset;
-    use hybra_model::tensors::tensor_specs;
+    use crate::presets::preset;
+    use crate::tensors::tensor_specs;
 
     fn tensor(seed: u64, role: Role) -> (RandomTensor, Vec<f32>) {
         let config = preset("micro").unwrap();

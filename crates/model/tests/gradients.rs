@@ -1,0 +1,186 @@
+//! Loss and every gradient against the reference implementation, and the equalities of training.
+
+#[path = "../../../testdata/shared_dir.rs"]
+mod shared_dir;
+
+use hybra_checkpoint::Checkpoint;
+use hybra_kernels::ops::linear_cross_entropy::{HeadGradients, Labels, linear_cross_entropy};
+use hybra_kernels::ops::linear_kl_div::{Direction, KlOptions, Teacher, linear_kl_div};
+use hybra_kernels::{Cpu, Isa, MatMut, MatRef};
+use hybra_model::Config;
+use hybra_model::training::{Keep, PackedBatch, Tape, Trainable};
+use shared_dir::shared;
+use std::path::Path;
+
+struct Case {
+    model: Trainable,
+    parameters: Vec<f32>,
+}
+
+fn open(dir: &Path, keep: Keep) -> Case {
+    let checkpoint = Checkpoint::open(dir).unwrap();
+    let config = Config::from_checkpoint(&checkpoint).unwrap();
+    let model = Trainable::new(config, keep);
+    let parameters = model.layout().load(&checkpoint, model.config()).unwrap();
+    Case { model, parameters }
+}
+
+fn f32s(file: &Checkpoint, name: &str) -> Vec<f32> {
+    let data = file.require(name).unwrap().data;
+    data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+}
+
+fn ids(file: &Checkpoint, name: &str) -> Vec<u32> {
+    let data = file.require(name).unwrap().data;
+    data.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as u32).collect()
+}
+
+/// Rows of `len` tokens, each a document of which all but the first token are learned.
+fn documents(tokens: &[u32], len: usize) -> PackedBatch {
+    let mut batch = PackedBatch::default();
+    tokens.chunks(len).for_each(|row| batch.push(row, &vec![true; len]));
+    batch
+}
+
+impl Case {
+    /// Mean cross entropy and its gradient.
+    fn cross_entropy(&self, cpu: &Cpu, batches: &[PackedBatch]) -> (f64, Vec<f32>) {
+        let mut gradient = vec![0.0; self.parameters.len()];
+        let learned: usize = batches.iter().map(PackedBatch::num_learned).sum();
+        let (mut tape, mut loss) = (Tape::default(), 0.0);
+        for batch in batches {
+            loss += self.run(cpu, batch, &mut tape, &mut gradient, |x, w, g| {
+                let labels = Labels { ids: &batch.labels, weights: &batch.weights };
+                let mut logprobs = vec![0.0; batch.tokens.len()];
+                let scale = 1.0 / learned as f32;
+                linear_cross_entropy(cpu, x, w, labels, scale, &mut logprobs, Some(g))
+            });
+        }
+        (loss / learned as f64, gradient)
+    }
+
+    fn run(
+        &self,
+        cpu: &Cpu,
+        batch: &PackedBatch,
+        tape: &mut Tape,
+        gradient: &mut [f32],
+        loss: impl FnOnce(MatRef, MatRef, HeadGradients) -> f64,
+    ) -> f64 {
+        self.model.forward(cpu, &self.parameters, batch, tape);
+        let h = self.model.config().hidden_size;
+        let mut dx = vec![0.0; tape.normed().len()];
+        let g = HeadGradients { x: MatMut::new(&mut dx, h), w: self.model.head_gradient(gradient) };
+        let loss = loss(MatRef::new(tape.normed(), h), self.model.head(&self.parameters), g);
+        self.model.backward(cpu, &self.parameters, batch, tape, &dx, gradient);
+        loss
+    }
+
+    /// Demands the reference's gradient of every tensor, to 1e-4 of its size.
+    fn check(&self, file: &Checkpoint, prefix: &str, gradient: &[f32], what: &str) {
+        for slot in self.model.layout().slots() {
+            let want = f32s(file, &format!("{prefix}{}", slot.spec.name));
+            let got = &gradient[slot.range.clone()];
+            assert_eq!(got.len(), want.len(), "{}", slot.spec.name);
+            let square = |v: f32| f64::from(v) * f64::from(v);
+            let error: f64 = got.iter().zip(&want).map(|(g, w)| square(g - w)).sum();
+            let size: f64 = want.iter().map(|w| square(*w)).sum();
+            let error = (error / size).sqrt();
+            assert!(error <= 1e-4, "{what}: {}: relative error {error:e}", slot.spec.name);
+        }
+    }
+}
+
+#[test]
+fn gradients_are_those_of_the_reference() {
+    for name in ["micro", "odd"] {
+        let Some(dir) = shared(&format!("golden/{name}")) else { return };
+        let reference = Checkpoint::open(&dir.join("reference.safetensors")).unwrap();
+        let len = reference.require("input_ids").unwrap().shape[1];
+        let batch = documents(&ids(&reference, "input_ids"), len);
+        for keep in [Keep::Projections, Keep::Inputs] {
+            let case = open(&dir, keep);
+            for isa in Isa::available() {
+                let what = format!("{name} {isa} {keep:?}");
+                let (loss, gradient) = case.cross_entropy(&Cpu::new(isa, 2), &[batch.clone()]);
+                let want = f64::from(f32s(&reference, "loss")[0]);
+                assert!((loss - want).abs() < 1e-5, "{what}: loss {loss}, expected {want}");
+                case.check(&reference, "grad.", &gradient, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn distillation_is_that_of_the_reference() {
+    let Some(dir) = shared("golden") else { return };
+    let student = open(&dir.join("micro"), Keep::Projections);
+    let teacher = open(&dir.join("train/teacher"), Keep::Projections);
+    let reference = Checkpoint::open(&dir.join("train/train.safetensors")).unwrap();
+    let shape = reference.require("batches").unwrap().shape.to_vec();
+    let tokens = &ids(&reference, "batches")[..shape[1] * shape[2]];
+    let mut batch = documents(tokens, shape[2]);
+    // Every position counts, the last one, too.
+    batch.weights.fill(1.0);
+    let cpu = Cpu::new(Isa::best(), 2);
+    let (mut tape, mut of_teacher) = (Tape::default(), Tape::default());
+    teacher.model.forward(&cpu, &teacher.parameters, &batch, &mut of_teacher);
+    let x_t = MatRef::new(of_teacher.normed(), teacher.model.config().hidden_size);
+    let w_t = teacher.model.head(&teacher.parameters);
+    for (temperature, name) in [(1.0, "kd.loss"), (2.0, "kd2.loss")] {
+        let mut gradient = vec![0.0; student.parameters.len()];
+        let count = batch.tokens.len();
+        let loss = student.run(&cpu, &batch, &mut tape, &mut gradient, |x, w, g| {
+            let options = KlOptions {
+                weights: &batch.weights,
+                temperature,
+                direction: Direction::Forward,
+                scale: 1.0 / count as f32,
+            };
+            let teacher = Teacher::Logits { x: x_t, w: w_t };
+            linear_kl_div(&cpu, x, w, teacher, options, &mut vec![0.0; count], Some(g))
+        });
+        let (loss, want) = (loss / count as f64, f64::from(f32s(&reference, name)[0]));
+        assert!((loss / want - 1.0).abs() < 1e-5, "{name}: {loss}, expected {want}");
+        if temperature == 1.0 {
+            student.check(&reference, "kd.grad.", &gradient, name);
+        }
+    }
+}
+
+/// Documents packed into one pass, one pass each, any number of threads, and blocks run twice:
+/// the same bits.
+#[test]
+fn packing_threads_and_recomputation_change_no_bit() {
+    let Some(dir) = shared("golden/micro") else { return };
+    let case = open(&dir, Keep::Projections);
+    let tokens: Vec<u32> = (0..230).map(|i| i * i * 7 % 256).collect();
+    let mut packed = PackedBatch::default();
+    let mut singles = Vec::new();
+    for (from, len) in [(0, 70), (70, 1), (71, 129), (200, 30)] {
+        let (tokens, mask) = (&tokens[from..from + len], vec![true; len]);
+        packed.push(tokens, &mask);
+        singles.push(PackedBatch::default());
+        singles.last_mut().unwrap().push(tokens, &mask);
+    }
+    for isa in Isa::available() {
+        let (loss, want) = case.cross_entropy(&Cpu::new(isa, 1), &[packed.clone()]);
+        let again = open(&dir, Keep::Inputs);
+        let packed = [packed.clone()];
+        for (what, got) in [
+            ("3 threads", case.cross_entropy(&Cpu::new(isa, 3), &packed)),
+            ("unpacked", case.cross_entropy(&Cpu::new(isa, 2), &singles)),
+            ("blocks run twice", again.cross_entropy(&Cpu::new(isa, 2), &packed)),
+        ] {
+            assert!((got.0 - loss).abs() < 1e-12, "{isa} {what}: {} {loss}", got.0);
+            for slot in case.model.layout().slots() {
+                let range = slot.range.clone();
+                let same = got.1[range.clone()]
+                    .iter()
+                    .zip(&want[range])
+                    .all(|(a, b)| a.to_bits() == b.to_bits());
+                assert!(same, "{isa} {what}: {}", slot.spec.name);
+            }
+        }
+    }
+}
