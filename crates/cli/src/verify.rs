@@ -6,6 +6,7 @@
 mod case;
 mod difference;
 mod divergence;
+mod gradients;
 mod reference;
 mod report;
 mod weights;
@@ -36,6 +37,7 @@ The reference is a safetensors file with, for B prompts of T tokens:
   hidden.N          F32 [B, T, h]  residual stream after block N
   greedy            I64 [B, n]     most probable tokens after the prompts
   dequantized.NAME  F32            values of the checkpoint's tensor NAME
+  loss, grad.NAME   F32            mean cross entropy and its gradients (--gradients)
 Several prompts: 0.input_ids, 0.logits, 1.input_ids, ...
 
 A tensor passes if ||found - expected|| / ||expected|| is within the tolerance;
@@ -49,6 +51,7 @@ Examples:
   hybra verify model.gguf -r logits.safetensors --tolerance 1e-3 --json
   hybra verify ./model -r reference.safetensors --chunk 64
   hybra verify ./model -r reference.safetensors --arithmetic fast
+  hybra verify ./model -r reference.safetensors --gradients
   HYBRA_ISA=avx2 hybra verify ./model -r reference.safetensors")]
 pub(crate) struct Args {
     /// Directory, .gguf file or hub id [default: the model inside this binary]
@@ -59,6 +62,9 @@ pub(crate) struct Args {
     /// Largest relative error that passes [default: 2e-5; none for fast arithmetic]
     #[arg(long, value_name = "T", value_parser = tolerance)]
     tolerance: Option<f64>,
+    /// Compare loss and gradients, too: each within 1e-4 of its size
+    #[arg(long)]
+    gradients: bool,
     /// Largest mean divergence of next-token distributions that passes, in nats
     #[arg(long, value_name = "D", default_value = "1e-3", value_parser = tolerance)]
     max_kl: f64,
@@ -89,7 +95,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let source = source::resolve(args.model.as_deref())?;
     let model = source::load_model(&source, &cpu, args.cpu.load_options(Arithmetic::Exact))?;
     let file = Checkpoint::open(&args.reference).context("--reference")?;
-    let reference = Reference::read(&file, model.config())?;
+    let reference = Reference::read(&file, model.config(), args.gradients)?;
     let report = compare(&args, &cpu, &source, &model, reference)?;
     // Not `println!`, which panics where the reader of a pipe has gone.
     match args.json {
@@ -130,6 +136,12 @@ fn compare(
         })
     });
     let dequantized = dequantized.collect::<Result<Vec<_>>>()?;
+    let gradients = match &reference.training {
+        Some(training) => {
+            gradients::compare(cpu, source, model.config(), &reference.cases, training)?
+        }
+        None => Vec::new(),
+    };
     let not_compared = reference.not_compared.into_iter();
     let layers = &model.config().layers;
     let kv_dtype = args.kv_dtype.to_possible_value();
@@ -150,6 +162,7 @@ fn compare(
         worst_relative_error: None,
         first_layer_beyond: FirstLayer::find(&tensors, |layer| layers[layer].kind()),
         tensors,
+        gradients,
         greedy,
         dequantized,
         not_compared: not_compared.map(|(name, reason)| NotCompared { name, reason }).collect(),

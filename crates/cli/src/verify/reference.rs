@@ -9,6 +9,8 @@
 //! | `hidden.N` | F32 \[B, T, h\] | residual stream after block N |
 //! | `greedy` | I64 \[B, n\] | most probable tokens after the prompt, one after another |
 //! | `dequantized.NAME` | F32, NAME's shape | the values of the checkpoint's tensor NAME |
+//! | `loss` | F32 | mean cross entropy of the tokens 1 … T−1 of every prompt |
+//! | `grad.NAME` | F32, NAME's shape | its gradient with respect to the tensor NAME |
 //!
 //! Several prompts in one file are numbered: `0.input_ids`, `0.logits`, …. Every other tensor is
 //! listed with the reason why it is not compared.
@@ -19,6 +21,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use hybra_checkpoint::{Checkpoint, Dtype, TensorView};
 use hybra_model::Config;
+use hybra_model::tensors::tensor_specs;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What a file holds.
@@ -27,8 +30,17 @@ pub(crate) struct Reference<'c> {
     pub(crate) cases: Vec<Case<'c>>,
     /// Values of weights: the checkpoint's name and the tensor.
     pub(crate) dequantized: Vec<(String, Tensor<'c>)>,
+    /// Of all tensors, by name, and the loss, where they were asked for and are there.
+    pub(crate) training: Option<Training<'c>>,
     /// Name and reason.
     pub(crate) not_compared: Vec<(String, &'static str)>,
+}
+
+/// Loss and gradients of the file's unnumbered prompts.
+pub(crate) struct Training<'c> {
+    pub(crate) loss: Option<Tensor<'c>>,
+    /// By the name of the weight.
+    pub(crate) gradients: BTreeMap<String, Tensor<'c>>,
 }
 
 /// One batch of prompts and what follows from it.
@@ -65,7 +77,7 @@ impl<'c> Tensor<'c> {
 
 impl<'c> Reference<'c> {
     /// Sorts the tensors of a file and checks them against the model's config.
-    pub(crate) fn read(file: &'c Checkpoint, config: &Config) -> Result<Self> {
+    pub(crate) fn read(file: &'c Checkpoint, config: &Config, gradients: bool) -> Result<Self> {
         let reader = Reader { file, config };
         let mut prompts = BTreeSet::new();
         let (mut dequantized, mut not_compared) = (Vec::new(), Vec::new());
@@ -78,7 +90,8 @@ impl<'c> Reference<'c> {
                 Role::Dequantized(weight) => {
                     dequantized.push((weight.to_owned(), reader.floats(name)?));
                 }
-                Role::Training => not_compared.push((name.to_owned(), "for training")),
+                Role::Training if gradients => {}
+                Role::Training => not_compared.push((name.to_owned(), "see --gradients")),
                 Role::Unknown => not_compared.push((name.to_owned(), "unknown name")),
             }
         }
@@ -86,13 +99,14 @@ impl<'c> Reference<'c> {
         let cases = cases.collect::<Result<Vec<_>>>()?;
         dequantized.sort_by(|a, b| a.0.cmp(&b.0));
         not_compared.sort();
+        let training = gradients.then(|| reader.training()).transpose()?;
         ensure!(
-            !dequantized.is_empty() || cases.iter().any(Case::has_outputs),
+            training.is_some() || !dequantized.is_empty() || cases.iter().any(Case::has_outputs),
             "{}: nothing to compare; expected input_ids with logits, hidden.N or greedy, or \
              dequantized.NAME",
             file.path().display()
         );
-        Ok(Self { cases, dequantized, not_compared })
+        Ok(Self { cases, dequantized, training, not_compared })
     }
 }
 
@@ -186,6 +200,22 @@ impl<'c> Reader<'c, '_> {
             hidden.insert(layer, tensor);
         }
         Ok(hidden)
+    }
+
+    fn training(&self) -> Result<Training<'c>> {
+        let mut gradients = BTreeMap::new();
+        for spec in tensor_specs(self.config) {
+            let name = format!("grad.{}", spec.name);
+            let Some((_, tensor)) = self.optional(&name)? else { continue };
+            let expected = format!("{:?}", spec.shape);
+            ensure!(tensor.shape == spec.shape, self.shape_message(&name, &expected, tensor.shape));
+            gradients.insert(spec.name, tensor);
+        }
+        let path = self.file.path().display();
+        ensure!(!gradients.is_empty(), "{path}: no `grad.NAME` of a tensor of the model");
+        ensure!(self.file.get("input_ids").is_some(), "{path}: no `input_ids` for the gradients");
+        let loss = self.optional("loss")?.map(|(_, tensor)| tensor);
+        Ok(Training { loss, gradients })
     }
 
     fn optional(&self, name: &str) -> Result<Option<(String, Tensor<'c>)>> {

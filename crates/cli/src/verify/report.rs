@@ -30,6 +30,9 @@ pub(crate) struct Report {
     pub(crate) pass: bool,
     pub(crate) worst_relative_error: Option<f64>,
     pub(crate) tensors: Vec<TensorLine>,
+    /// Loss and gradients, with a tolerance of their own.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub(crate) gradients: Vec<TensorLine>,
     pub(crate) greedy: Vec<GreedyLine>,
     pub(crate) dequantized: Vec<WeightLine>,
     pub(crate) first_layer_beyond: Option<FirstLayer>,
@@ -142,7 +145,7 @@ impl Report {
     /// Fills in the verdict: every tensor within tolerance, distributions within the divergence,
     /// every bit of dequantized weights equal, and greedy tokens where they must agree.
     pub(crate) fn conclude(mut self) -> Self {
-        let tensors = self.tensors.iter().all(|line| line.pass);
+        let tensors = self.tensors.iter().chain(&self.gradients).all(|line| line.pass);
         let greedy = self.greedy.iter().all(|line| line.first_difference.is_none());
         let weights = self.dequantized.iter().all(|line| line.differing_values == 0);
         let near = self.mean_kl.is_none_or(|kl| kl <= self.max_kl);
@@ -199,6 +202,23 @@ impl Report {
                     )?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// The loss, one line for all gradients that pass, one for each that does not.
+    fn write_gradients(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (loss, gradients): (Vec<_>, Vec<_>) =
+            self.gradients.iter().partition(|line| line.name == "loss");
+        let (good, bad): (Vec<_>, Vec<_>) = gradients.into_iter().partition(|line| line.pass);
+        for line in loss.into_iter().chain(bad) {
+            write_row(f, &line.name, &line.shape, &line.error, mark(line.pass))?;
+        }
+        let size = |line: &&TensorLine| line.error.relative_error;
+        if let Some(worst) = good.iter().copied().max_by(|a, b| size(a).total_cmp(&size(b))) {
+            let name = format!("gradients, {} tensors", good.len());
+            let note = format!("worst: {}", worst.name);
+            write_row(f, &name, &worst.shape, &worst.error, &note)?;
         }
         Ok(())
     }
@@ -283,7 +303,7 @@ impl fmt::Display for Report {
             "{}, {} thread{plural}, {} arithmetic, {} KV cache, prompts in {pass}, {:.1} s\n",
             self.isa, self.threads, self.arithmetic, self.kv_dtype, self.seconds
         )?;
-        if !self.tensors.is_empty() {
+        if !self.tensors.is_empty() || !self.gradients.is_empty() {
             let (shape, relative, largest) = ("shape", "relative", "largest");
             let head = "tensor";
             writeln!(f, "{head:<21} {shape:<15} {relative:>8}  {largest:>8} at")?;
@@ -292,6 +312,7 @@ impl fmt::Display for Report {
             write_row(f, &line.name, &line.shape, &line.error, mark(line.pass))?;
         }
         self.write_hidden(f)?;
+        self.write_gradients(f)?;
         self.write_greedy(f)?;
         self.write_weights(f)?;
         if let Some(FirstLayer { name, kind, .. }) = &self.first_layer_beyond {
