@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 pub mod activation;
+pub mod adamw;
 pub mod attention;
 pub mod attention_backward;
 pub mod causal_conv1d;
