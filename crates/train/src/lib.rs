@@ -1,3 +1,5 @@
 //! Training: data, losses, optimizer, trainer, communicator.
 
 #![forbid(unsafe_code)]
+
+pub mod data;
