@@ -2,5 +2,6 @@
 
 #![forbid(unsafe_code)]
 
+pub mod data;
 pub mod dpo;
 pub mod objective;
