@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cross_entropy;
 pub mod data;
 pub mod dpo;
 pub mod objective;

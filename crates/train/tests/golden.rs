@@ -8,8 +8,9 @@ use hybra_kernels::ops::adamw::{AdamWStep, adamw, sum_of_squares};
 use hybra_kernels::{Cpu, Isa};
 use hybra_model::Config;
 use hybra_model::training::{Keep, PackedBatch, Trainable};
+use hybra_train::cross_entropy::CrossEntropy;
 use hybra_train::dpo::{Logps, dpo_loss};
-use hybra_train::objective::{CrossEntropy, Objective};
+use hybra_train::objective::Objective;
 use shared_dir::shared;
 
 fn f32s(file: &Checkpoint, name: &str) -> Vec<f32> {
