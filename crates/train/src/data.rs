@@ -20,6 +20,7 @@ mod parquet_rows;
 mod record;
 mod sample;
 mod source;
+mod tasks;
 mod trace;
 mod turn;
 
@@ -31,3 +32,4 @@ pub use mixture::{Mixture, Pick};
 pub use record::{Conversation, Record};
 pub use sample::{Document, SampleEncoder, Thinking};
 pub use source::{Generator, Source};
+pub use tasks::task_generator;
