@@ -12,6 +12,7 @@ mod bench;
 mod chat;
 mod convert;
 mod cpu;
+mod data;
 mod generate;
 mod hub;
 mod init;
@@ -59,6 +60,7 @@ enum Command {
     Convert(convert::Args),
     Init(init::Args),
     Bench(bench::Args),
+    Data(data::Args),
 }
 
 fn main() -> ExitCode {
@@ -88,6 +90,7 @@ fn run() -> anyhow::Result<ExitCode> {
         Some(Command::Convert(args)) => convert::run(args),
         Some(Command::Init(args)) => init::run(args),
         Some(Command::Bench(args)) => bench::run(args),
+        Some(Command::Data(args)) => data::run(args),
         None => {
             Cli::command().print_help()?;
             Ok(ExitCode::from(2))

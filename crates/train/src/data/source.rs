@@ -161,14 +161,16 @@ fn index(file: &File, path: &Path) -> Result<(Vec<Line>, String), DataError> {
 
 impl Source {
     /// The first `limit` records (all of a file if it has fewer) in the order of the source.
+    /// `ignore` names columns to leave alone.
     pub fn records(
         &self,
         limit: u64,
+        ignore: &[String],
     ) -> impl Iterator<Item = Result<(Place, Record), DataError>> + Send {
         let num = self.num_records().map_or(limit, |num| num.min(limit));
-        (0..num).map(|index| {
+        (0..num).map(move |index| {
             let place = self.place(index);
-            let record = Record::from_json(self.record(index)?, &place, &[])?;
+            let record = Record::from_json(self.record(index)?, &place, ignore)?;
             Ok((place, record))
         })
     }

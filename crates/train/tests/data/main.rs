@@ -41,7 +41,7 @@ fn tokenizer() -> Tokenizer {
     let files = FILES.get_or_init(|| {
         let directory = tempfile::tempdir().unwrap();
         let source = Source::open(&write(directory.path(), "chat.jsonl", CHAT)).unwrap();
-        train_bpe(source.records(u64::MAX), 320).unwrap()
+        train_bpe(source.records(u64::MAX, &[]), 320).unwrap()
     });
     files.tokenizer().unwrap()
 }

@@ -15,7 +15,7 @@ fn first_error(path: &Path) -> String {
         Err(error) => return error.to_string(),
         Ok(source) => source,
     };
-    let error = source.records(u64::MAX).find_map(Result::err);
+    let error = source.records(u64::MAX, &[]).find_map(Result::err);
     error.expect("an error").to_string()
 }
 
@@ -122,7 +122,7 @@ fn parquet_rows_are_records() {
 {"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"Hello."}]}"#;
     let same = Source::open(&write(directory.path(), "same.jsonl", jsonl)).unwrap();
     let records = |source: &Source| -> Vec<Record> {
-        source.records(u64::MAX).map(|record| record.unwrap().1).collect()
+        source.records(u64::MAX, &[]).map(|record| record.unwrap().1).collect()
     };
     assert_eq!(records(&source), records(&same));
     assert_eq!(source.place(1).to_string().rsplit(": ").next(), Some("row 2"));
@@ -134,7 +134,7 @@ fn parquet_rows_are_records() {
     let bytes = parquet(schema, &[(&[&text, "[{}]"], &[1, 1], &[0, 0])]);
     let path = write(directory.path(), "strings.parquet", bytes);
     let source = Source::open(&path).unwrap();
-    assert_eq!(source.records(1).next().unwrap().unwrap().1, records(&same)[0]);
+    assert_eq!(source.records(1, &[]).next().unwrap().unwrap().1, records(&same)[0]);
     assert!(first_error(&path).contains("row 2: `messages[0].role`"), "{}", first_error(&path));
 }
 
@@ -154,7 +154,7 @@ fn damaged_parquet_is_an_error() {
         bytes[at] ^= 0x55;
         let path = write(directory.path(), "flipped.parquet", bytes);
         if let Ok(source) = Source::open(&path) {
-            source.records(u64::MAX).for_each(drop);
+            source.records(u64::MAX, &[]).for_each(drop);
         }
     }
 }

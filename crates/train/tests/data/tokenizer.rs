@@ -72,7 +72,7 @@ fn the_same_text_gives_the_same_bytes() {
     let directory = tempfile::tempdir().unwrap();
     let train = |name: &str, text: &str, size| {
         let source = Source::open(&write(directory.path(), name, text)).unwrap();
-        train_bpe(source.records(u64::MAX), size)
+        train_bpe(source.records(u64::MAX, &[]), size)
     };
     let files = train("a.jsonl", CHAT, 320).unwrap();
     assert_eq!(files.num_tokens, 320);
