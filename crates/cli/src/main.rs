@@ -19,11 +19,13 @@ mod inspect;
 mod options;
 mod progress;
 mod reply;
+mod report;
 mod screen;
 mod serve;
 mod session;
 mod size;
 mod source;
+mod train;
 mod verify;
 mod version;
 mod weight_cache;
@@ -59,6 +61,8 @@ enum Command {
     Convert(convert::Args),
     Init(init::Args),
     Bench(bench::Args),
+    Train(train::Args),
+    Report(report::Args),
 }
 
 fn main() -> ExitCode {
@@ -88,6 +92,8 @@ fn run() -> anyhow::Result<ExitCode> {
         Some(Command::Convert(args)) => convert::run(args),
         Some(Command::Init(args)) => init::run(args),
         Some(Command::Bench(args)) => bench::run(args),
+        Some(Command::Train(args)) => train::run(args),
+        Some(Command::Report(args)) => report::run(args),
         None => {
             Cli::command().print_help()?;
             Ok(ExitCode::from(2))

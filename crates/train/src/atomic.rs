@@ -6,7 +6,7 @@ use std::path::Path;
 
 /// Replaces the file at `path`.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let parent = path.parent().unwrap_or(Path::new("."));
+    let parent = parent(path);
     let mut file = tempfile::Builder::new().prefix(".").suffix(".tmp").tempfile_in(parent)?;
     file.write_all(bytes)?;
     file.as_file().sync_all()?;
@@ -28,8 +28,11 @@ pub(crate) fn sync_dir(path: &Path) -> io::Result<()> {
 
 /// Deletes a directory so that a crash leaves no part of it under its name.
 pub(crate) fn remove_dir(path: &Path) -> io::Result<()> {
-    let parent = path.parent().unwrap_or(Path::new("."));
-    let aside = tempfile::Builder::new().prefix(".").suffix(".tmp").tempdir_in(parent)?;
+    let aside = tempfile::Builder::new().prefix(".").suffix(".tmp").tempdir_in(parent(path))?;
     fs::rename(path, aside.path().join("old"))?;
     aside.close()
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."))
 }

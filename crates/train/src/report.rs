@@ -117,6 +117,14 @@ impl RunLog {
     }
 }
 
+/// Writes a page, whole or not at all.
+///
+/// # Errors
+/// What the file system says.
+pub fn write(path: &Path, page: &str) -> std::io::Result<()> {
+    crate::atomic::write(path, page.as_bytes())
+}
+
 /// The lines of a file; a last one without its end is left out.
 fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, ReportError> {
     let io = |cause| ReportError::Io { path: path.to_owned(), cause };
