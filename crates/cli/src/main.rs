@@ -13,6 +13,7 @@ mod chat;
 mod convert;
 mod cpu;
 mod data;
+mod eval;
 mod generate;
 mod hub;
 mod init;
@@ -20,11 +21,13 @@ mod inspect;
 mod options;
 mod progress;
 mod reply;
+mod report;
 mod screen;
 mod serve;
 mod session;
 mod size;
 mod source;
+mod train;
 mod verify;
 mod version;
 mod weight_cache;
@@ -61,6 +64,9 @@ enum Command {
     Init(init::Args),
     Bench(bench::Args),
     Data(data::Args),
+    Eval(eval::Args),
+    Train(train::Args),
+    Report(report::Args),
 }
 
 fn main() -> ExitCode {
@@ -91,6 +97,9 @@ fn run() -> anyhow::Result<ExitCode> {
         Some(Command::Init(args)) => init::run(args),
         Some(Command::Bench(args)) => bench::run(args),
         Some(Command::Data(args)) => data::run(args),
+        Some(Command::Eval(args)) => eval::run(args),
+        Some(Command::Train(args)) => train::run(args),
+        Some(Command::Report(args)) => report::run(args),
         None => {
             Cli::command().print_help()?;
             Ok(ExitCode::from(2))

@@ -7,9 +7,10 @@ use hybra_chat::{ChatModel, GenerationDefaults};
 use hybra_model::config::Config;
 use hybra_tokenizer::{SpecialIds, Tokenizer};
 use hybra_train::data::{
-    Corpus, DataConfig, Document, Generator, Sample, SampleEncoder, SourceConfig, Thinking, TooLong,
+    Corpus, DataConfig, Document, Sample, SampleEncoder, SourceConfig, Thinking, TooLong,
+    task_generator,
 };
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -74,7 +75,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         None => from_args(&args),
     };
     let encoder = SampleEncoder::new(chat_model(args.model.as_deref())?)?;
-    let corpus = Corpus::open(&config, encoder, &task)?;
+    let corpus = Corpus::open(&config, encoder, &task_generator)?;
     let shown = args.start..args.start.saturating_add(args.count);
     let samples = shown.map(|index| Ok((index, corpus.sample(index)?)));
     let samples = samples.collect::<Result<Vec<_>>>()?;
@@ -90,11 +91,6 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     }
     summary.print(&corpus);
     Ok(ExitCode::SUCCESS)
-}
-
-/// The generator of a task that a run's settings name.
-fn task(name: &str, _args: &Map<String, Value>) -> Result<Generator, String> {
-    Err(format!("`{name}`, which is unknown"))
 }
 
 fn from_file(path: &Path) -> Result<DataConfig> {

@@ -124,13 +124,19 @@ impl WithSimd for Update<'_> {
 /// Σ x², in f64 and in an order that depends on the length alone; not finite if a value is not.
 #[must_use]
 pub fn sum_of_squares(cpu: &Cpu, values: &[f32]) -> f64 {
+    squares_of_blocks(cpu, values).iter().sum()
+}
+
+/// Σ x² of every [`BLOCK`] values, which [`sum_of_squares`] adds in order.
+#[must_use]
+pub fn squares_of_blocks(cpu: &Cpu, values: &[f32]) -> Vec<f64> {
     let mut sums = vec![0.0f64; values.len().div_ceil(BLOCK)];
     let isa = cpu.isa();
     cpu.pool().for_parts_sized(2 * values.len(), Chunks::new(&mut sums, 1), |i, sum| {
         let end = values.len().min((i + 1) * BLOCK);
         sum[0] = dispatch(isa, Squares(&values[i * BLOCK..end]));
     });
-    sums.iter().sum()
+    sums
 }
 
 struct Squares<'a>(&'a [f32]);

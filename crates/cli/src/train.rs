@@ -1,0 +1,142 @@
+//! `hybra train`: a stage of training, from a run file into a folder.
+//!
+//! The same command begins a run and goes on with it: the folder knows its configuration and its
+//! last whole checkpoint. Ctrl-C saves a checkpoint after the running step and ends with status
+//! 130; a second one ends at once, which costs the steps since the last checkpoint.
+
+mod model;
+mod objective;
+mod view;
+
+use crate::cpu::CpuArgs;
+use anyhow::{Context, Result};
+use clap::Subcommand;
+use hybra_train::{Comm, Outcome, RunConfig, RunDir, Start, Trainer};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Exit status of a run that Ctrl-C ended, as of a shell's.
+const INTERRUPTED: u8 = 130;
+
+/// Train a model
+#[derive(clap::Args)]
+pub(crate) struct Args {
+    #[command(subcommand)]
+    stage: Stage,
+}
+
+#[derive(Subcommand)]
+enum Stage {
+    Sft(SftArgs),
+}
+
+/// Teach a model from conversations, or pretrain it on text
+///
+/// RUN gets checkpoints (each a model that can be served), log.jsonl, timing.jsonl and, at the end,
+/// model/. Started again with the same file, the command goes on from the last whole checkpoint, to
+/// the same bytes as if it had never stopped.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  hybra train sft --config run.toml --output my-run
+  hybra train sft --config run.toml --output my-run --set optimizer.lr=3e-4 --set steps=200
+  mpirun -n 4 hybra train sft --config run.toml --output my-run   (built with --features mpi)
+
+Curves of a run: `hybra report my-run`. The model: `hybra chat my-run/model`.")]
+pub(crate) struct SftArgs {
+    /// The run file
+    #[arg(long, value_name = "RUN.toml")]
+    config: PathBuf,
+    /// The folder of the run
+    #[arg(long, value_name = "RUN")]
+    output: PathBuf,
+    /// Change a key of the run file: optimizer.lr=3e-4, data.sources.0.weight=2
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    /// Go on with RUN although the run file is another than the one it was begun with
+    #[arg(long, conflicts_with = "force")]
+    resume: bool,
+    /// Delete the run in RUN and begin anew
+    #[arg(long)]
+    force: bool,
+    /// One JSON line per event on stdout in place of the live view
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    cpu: CpuArgs,
+}
+
+/// Runs the command.
+pub(crate) fn run(args: Args) -> Result<ExitCode> {
+    match args.stage {
+        Stage::Sft(args) => {
+            #[cfg(feature = "mpi")]
+            let comm = hybra_train::comm::MpiComm::join()?;
+            #[cfg(not(feature = "mpi"))]
+            let comm = hybra_train::LocalComm::single();
+            let ended = sft(&args, &comm);
+            #[cfg(feature = "mpi")]
+            if let (Err(error), true) = (&ended, comm.size() > 1) {
+                eprintln!("error: rank {}: {error:#}", comm.rank());
+                // The others wait for this rank and would not end by themselves.
+                comm.abort(1);
+            }
+            ended
+        }
+    }
+}
+
+fn sft(args: &SftArgs, comm: &dyn Comm) -> Result<ExitCode> {
+    let config = RunConfig::read(&args.config, &args.set)?;
+    let cpu = args.cpu.cpu()?;
+    let (files, initial) = model::open(&config.model, config.seed, "sft")?;
+    let mut objective = objective::sft(&config, &files.config);
+    let mut batches = objective::batches(&config, &files)?;
+    let dir = RunDir::new(&args.output);
+    if comm.rank() == 0 {
+        let start = match (args.resume, args.force) {
+            (true, _) => Start::Resume,
+            (_, true) => Start::Force,
+            _ => Start::Auto,
+        };
+        dir.prepare(&config, start)?;
+    }
+    comm.barrier()?;
+    let stop = stop_on_ctrl_c()?;
+    let mut view = view::View::new(args.json);
+    let trainer = Trainer {
+        cpu: &cpu,
+        comm,
+        config: &config,
+        model: &files,
+        dir: &dir,
+        objective: &mut *objective,
+        batches: &mut *batches,
+        evaluator: None,
+        events: &mut |event| view.show(&event),
+        stop: &stop,
+    };
+    let outcome = trainer.run(initial)?;
+    if comm.rank() == 0 {
+        view.end(&outcome);
+    }
+    Ok(match outcome {
+        Outcome::Done(_) => ExitCode::SUCCESS,
+        Outcome::Stopped(_) => ExitCode::from(INTERRUPTED),
+    })
+}
+
+/// A flag that Ctrl-C sets; the second Ctrl-C ends the program.
+fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&stop);
+    let handle = move || {
+        if flag.swap(true, Ordering::Relaxed) {
+            std::process::exit(i32::from(INTERRUPTED));
+        }
+    };
+    ctrlc::set_handler(handle).context("signal handler")?;
+    Ok(stop)
+}
