@@ -12,6 +12,8 @@ mod bench;
 mod chat;
 mod convert;
 mod cpu;
+mod data;
+mod eval;
 mod generate;
 mod hub;
 mod init;
@@ -59,6 +61,8 @@ enum Command {
     Convert(convert::Args),
     Init(init::Args),
     Bench(bench::Args),
+    Data(data::Args),
+    Eval(eval::Args),
 }
 
 fn main() -> ExitCode {
@@ -88,6 +92,8 @@ fn run() -> anyhow::Result<ExitCode> {
         Some(Command::Convert(args)) => convert::run(args),
         Some(Command::Init(args)) => init::run(args),
         Some(Command::Bench(args)) => bench::run(args),
+        Some(Command::Data(args)) => data::run(args),
+        Some(Command::Eval(args)) => eval::run(args),
         None => {
             Cli::command().print_help()?;
             Ok(ExitCode::from(2))

@@ -175,7 +175,11 @@ fn the_first_chainbox_line_is_as_published() {
     assert_eq!(line, FIRST_LINE);
 }
 
-const FIRST_LINE: &str = "";
+const FIRST_LINE: &str = concat!(
+    r#"{"messages":[{"role":"user","content":"h=c-0;c=8;j=c+8;j?"},{"role":"assistant","rea"#,
+    r#"soning_content":"j=c+8\nc=8\nj=6","content":"6"}],"task":"chainbox","answer":"6","di"#,
+    r#"fficulty":2}"#
+);
 
 #[test]
 fn a_file_gives_its_examples_back() {
