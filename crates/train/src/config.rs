@@ -230,15 +230,12 @@ impl RunConfig {
 /// Applies one change.
 fn set(root: &mut Value, change: &str) -> Result<(), String> {
     let (key, value) = change.split_once('=').ok_or("there is no `=`")?;
-    let (key, value) = (key.trim(), value.trim());
-    let parsed = toml::from_str::<Table>(&format!("value = {value}")).ok();
+    let (key, text) = (key.trim(), value.trim());
+    let parsed = toml::from_str::<Table>(&format!("value = {text}")).ok();
     let value = parsed.and_then(|mut table| table.remove("value"));
-    let value = value.unwrap_or_else(|| {
-        Value::String(change.split_once('=').map_or("", |c| c.1).trim().to_owned())
-    });
+    let value = value.unwrap_or_else(|| Value::String(text.to_owned()));
     let mut at = root;
-    let mut parts = key.split('.').peekable();
-    while let Some(part) = parts.next() {
+    for part in key.split('.') {
         if part.is_empty() {
             return Err(format!("the key `{key}` has an empty part"));
         }

@@ -29,6 +29,7 @@ use hybra_kernels::ops::adamw::squares_of_blocks;
 use hybra_model::config::Config;
 use hybra_model::parameters::Layout;
 use hybra_model::training::PackedBatch;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -126,6 +127,9 @@ impl Trainer<'_> {
     /// # Panics
     /// If `initial` has not the length of the model's layout.
     pub fn run(mut self, initial: impl FnOnce() -> Vec<f32>) -> Result<Outcome, TrainError> {
+        if self.config.eval.is_some() && self.evaluator.is_none() {
+            return Err(TrainError::NoEvaluator);
+        }
         let mut state = self.start(initial)?;
         let mut saved = state.step;
         while state.step < self.config.steps {
@@ -237,67 +241,64 @@ impl Trainer<'_> {
         let started = Instant::now();
         let step = state.step + 1;
         let batches = self.batches.step().map_err(TrainError::Data)?;
-        let size = self.comm.size();
-        if batches.len() < size {
-            return Err(TrainError::TooFewBatches { step, found: batches.len(), ranks: size });
-        }
-        let weight: f64 = batches.iter().map(|batch| self.objective.weight(batch)).sum();
-        if !(weight > 0.0 && weight.is_finite()) {
-            return Err(TrainError::NothingToLearn { step, weight });
-        }
+        let weight = self.weight(step, &batches)?;
         let sums = self.gradient(state, &batches, weight)?;
         let gradient = self.comm.reduce_scatter_sum(state.gradient.values(), &state.shards)?;
-        let norm = self.norm(&gradient)?;
-        if !(sums.loss.is_finite() && norm.is_finite()) {
-            let found = nonfinite::first_bad(self.comm, &gradient, state.optimizer.shard())?;
-            let tensor = found.map(|at| state.layout.slot_of(at).spec.name.clone());
-            let seen = nonfinite::Step { step, seed: self.config.seed, loss: sums.loss / weight };
-            let dir = self.dir.failed();
-            let path = nonfinite::save(&dir, self.comm, &seen, &batches, tensor.as_deref())?;
-            let loss = seen.loss;
-            return Err(TrainError::NotFinite { step, loss, norm, tensor, path });
+        let (loss, grad_norm) = (sums.loss / weight, self.norm(&gradient)?);
+        if !(loss.is_finite() && grad_norm.is_finite()) {
+            let seen = nonfinite::Step { step, seed: self.config.seed, loss, norm: grad_norm };
+            let (dir, layout) = (self.dir.failed(), &state.layout);
+            let bad = nonfinite::first_bad(self.comm, &gradient, state.optimizer.shard())?;
+            return Err(nonfinite::stop(&dir, self.comm, &seen, &batches, layout, bad)?);
         }
         if step == 1 {
             let without = gradient::without(self.comm, &state.layout, &gradient, &state.shards)?;
-            if without.len() == state.layout.slots().len() {
-                return Err(TrainError::NoGradient);
-            }
-            if !without.is_empty() {
-                let (some, all) = (without.len(), state.layout.slots().len());
-                let text =
-                    format!("{some} of {all} tensors got no gradient: {}", without.join(", "));
-                self.tell(Event::Warning(text));
-            }
+            self.cover(&without, state.layout.slots().len())?;
         }
         let peak = self.config.optimizer.lr;
         let lr = self.config.schedule.lr(peak, state.step, self.config.steps);
-        let scale = self.config.optimizer.clip_factor(norm);
+        let scale = self.config.optimizer.clip_factor(grad_norm);
         let shard = &mut state.parameters[state.optimizer.shard()];
         state.optimizer.step(self.cpu, shard, &gradient, step, lr, scale);
         drop(gradient);
         self.comm.all_gather_shards(&mut state.parameters, &state.shards)?;
-        let tokens = batches.iter().map(|batch| batch.tokens.len() as u64).sum::<u64>();
+        let num_tokens = batches.iter().map(|batch| batch.tokens.len() as u64).sum::<u64>();
         state.step = step;
-        state.tokens += tokens;
+        state.tokens += num_tokens;
         state.learned_tokens += batches.iter().map(|b| b.num_learned() as u64).sum::<u64>();
-        let metrics = sums.metrics.iter().filter(|(_, _, count)| *count != 0.0);
-        let metrics = metrics.map(|(name, sum, count)| ((*name).to_owned(), sum / count)).collect();
-        let (step, grad_norm, eval) = (state.step, norm, self.evaluate(state)?);
-        let (tokens_done, learned_tokens) = (state.tokens, state.learned_tokens);
-        let (loss, tokens_so_far) = (sums.loss / weight, tokens_done);
-        let log = StepLog {
-            step,
-            loss,
-            lr,
-            grad_norm,
-            tokens: tokens_so_far,
-            learned_tokens,
-            metrics,
-            eval,
-        };
+        let (metrics, eval) = (means(&sums), self.evaluate(state)?);
+        let (tokens, learned_tokens) = (state.tokens, state.learned_tokens);
+        let log = StepLog { step, loss, lr, grad_norm, tokens, learned_tokens, metrics, eval };
         let seconds = started.elapsed().as_secs_f64();
-        let timing = StepTiming { step, seconds, tokens_per_second: tokens as f64 / seconds };
-        self.write_down(state, log, &timing)
+        let tokens_per_second = num_tokens as f64 / seconds;
+        self.write_down(state, log, &StepTiming { step, seconds, tokens_per_second })
+    }
+
+    /// What the loss of a step is divided by: the same on all ranks, which see all micro-batches.
+    fn weight(&self, step: u64, batches: &[PackedBatch]) -> Result<f64, TrainError> {
+        let (found, ranks) = (batches.len(), self.comm.size());
+        if found < ranks {
+            return Err(TrainError::TooFewBatches { step, found, ranks });
+        }
+        let weight: f64 = batches.iter().map(|batch| self.objective.weight(batch)).sum();
+        if weight > 0.0 && weight.is_finite() {
+            Ok(weight)
+        } else {
+            Err(TrainError::NothingToLearn { step, weight })
+        }
+    }
+
+    /// Names the tensors of `all` that the first step did not reach.
+    fn cover(&mut self, without: &[String], all: usize) -> Result<(), TrainError> {
+        if without.len() == all {
+            return Err(TrainError::NoGradient);
+        }
+        if !without.is_empty() {
+            let names = without.join(", ");
+            let text = format!("{} of {all} tensors got no gradient: {names}", without.len());
+            self.tell(Event::Warning(text));
+        }
+        Ok(())
     }
 
     /// The gradient of this rank's micro-batches, in `state.gradient`, and the sums of all ranks'.
@@ -330,10 +331,7 @@ impl Trainer<'_> {
         Ok(blocks.iter().flatten().sum::<f64>().sqrt())
     }
 
-    fn evaluate(
-        &mut self,
-        state: &State,
-    ) -> Result<std::collections::BTreeMap<String, f64>, TrainError> {
+    fn evaluate(&mut self, state: &State) -> Result<BTreeMap<String, f64>, TrainError> {
         let is_due =
             |every: u64| state.step.is_multiple_of(every) || state.step == self.config.steps;
         let due = self.config.eval.as_ref().is_some_and(|eval| is_due(eval.every));
@@ -342,7 +340,7 @@ impl Trainer<'_> {
                 let measured = evaluator.evaluate(self.cpu, &state.parameters);
                 Ok(measured.map_err(TrainError::Eval)?.into_iter().collect())
             }
-            _ => Ok(Default::default()),
+            _ => Ok(BTreeMap::new()),
         }
     }
 
@@ -418,4 +416,10 @@ impl Trainer<'_> {
             metrics: serde_json::json!(state.last),
         }
     }
+}
+
+/// The objective's metrics, each over its own count.
+fn means(sums: &LossSums) -> BTreeMap<String, f64> {
+    let counted = sums.metrics.iter().filter(|(_, _, count)| *count != 0.0);
+    counted.map(|(name, sum, count)| ((*name).to_owned(), sum / count)).collect()
 }

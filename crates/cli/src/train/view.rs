@@ -56,7 +56,8 @@ impl View {
             }
             Event::Warning(text) => self.say(&format!("warning: {text}")),
             Event::Step(log, timing) => self.step(log, timing),
-            Event::Saved(path) => self.bar.set_prefix(path.display().to_string()),
+            // A checkpoint is worth a line only to a machine.
+            Event::Saved(_) => {}
         }
     }
 

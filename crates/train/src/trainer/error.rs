@@ -21,6 +21,9 @@ pub enum TrainError {
     /// The evaluation gave an error.
     #[error("evaluation: {0}")]
     Eval(BoxError),
+    /// The stage has nothing that evaluates.
+    #[error("the run file has [eval], and this stage cannot evaluate: take the table out")]
+    NoEvaluator,
     /// A log cannot be written.
     #[error("{}: {cause}", path.display())]
     Log {

@@ -6,6 +6,7 @@
 use super::TrainError;
 use crate::atomic;
 use crate::comm::{Comm, CommError, share};
+use hybra_model::parameters::Layout;
 use hybra_model::training::PackedBatch;
 use serde_json::json;
 use std::ops::Range;
@@ -19,6 +20,8 @@ pub(super) struct Step {
     pub(super) seed: u64,
     /// Mean over the learned tokens.
     pub(super) loss: f64,
+    /// Of the gradient.
+    pub(super) norm: f64,
 }
 
 /// The first value that is not finite, by its place in the flat vector.
@@ -34,15 +37,31 @@ pub(super) fn first_bad(
     Ok(places.min().filter(|at| *at != u64::MAX).map(|at| at as usize))
 }
 
+/// Writes the step down and gives the error that ends the run; `bad` is the place of the first
+/// value of the gradient that is not finite.
+pub(super) fn stop(
+    dir: &Path,
+    comm: &dyn Comm,
+    seen: &Step,
+    batches: &[PackedBatch],
+    layout: &Layout,
+    bad: Option<usize>,
+) -> Result<TrainError, TrainError> {
+    let tensor = bad.map(|at| layout.slot_of(at).spec.name.clone());
+    let path = save(dir, comm, seen, batches, tensor.as_deref())?;
+    let Step { step, loss, norm, .. } = *seen;
+    Ok(TrainError::NotFinite { step, loss, norm, tensor, path })
+}
+
 /// Writes this rank's micro-batches; gives the file.
-pub(super) fn save(
+fn save(
     dir: &Path,
     comm: &dyn Comm,
     seen: &Step,
     batches: &[PackedBatch],
     tensor: Option<&str>,
 ) -> Result<PathBuf, TrainError> {
-    let Step { step, seed, loss } = *seen;
+    let Step { step, seed, loss, .. } = *seen;
     let path = dir.join(format!("step-{step:06}-rank{}.json", comm.rank()));
     let own = share(0..batches.len(), comm.rank(), comm.size());
     let batches = own.map(|index| {
