@@ -102,7 +102,8 @@ fn gradients_are_those_of_the_reference() {
             let case = open(&dir, keep);
             for isa in Isa::available() {
                 let what = format!("{name} {isa} {keep:?}");
-                let (loss, gradient) = case.cross_entropy(&Cpu::new(isa, 2), &[batch.clone()]);
+                let (loss, gradient) =
+                    case.cross_entropy(&Cpu::new(isa, 2), std::slice::from_ref(&batch));
                 let want = f64::from(f32s(&reference, "loss")[0]);
                 assert!((loss - want).abs() < 1e-5, "{what}: loss {loss}, expected {want}");
                 case.check(&reference, "grad.", &gradient, &what);
@@ -164,7 +165,7 @@ fn packing_threads_and_recomputation_change_no_bit() {
         singles.last_mut().unwrap().push(tokens, &mask);
     }
     for isa in Isa::available() {
-        let (loss, want) = case.cross_entropy(&Cpu::new(isa, 1), &[packed.clone()]);
+        let (loss, want) = case.cross_entropy(&Cpu::new(isa, 1), std::slice::from_ref(&packed));
         let again = open(&dir, Keep::Inputs);
         let packed = [packed.clone()];
         for (what, got) in [

@@ -223,8 +223,8 @@ impl Reader<'_> {
         }
         let learned = match fields.shift_remove("weight").map(|weight| (weight.as_f64(), weight)) {
             None => message.role == "assistant",
-            Some((Some(weight), _)) if weight == 0.0 => false,
-            Some((Some(weight), _)) if weight == 1.0 => message.role == "assistant",
+            Some((Some(0.0), _)) => false,
+            Some((Some(1.0), _)) => message.role == "assistant",
             Some((_, other)) => return Err(self.wrong(field("weight"), "0 or 1", &other)),
         };
         if let Some((key, value)) = fields.iter().next() {

@@ -91,7 +91,8 @@ impl Batches for Counter {
 pub(crate) fn pack(number: u64) -> PackedBatch {
     let token = |i: u64| ((number * 31 + i * i * 7 + i) % 64) as u32;
     let tokens: Vec<u32> = (0..12 + number % 3).map(token).collect();
-    let mask: Vec<bool> = (0..tokens.len() as u64).map(|i| !(i + number).is_multiple_of(4)).collect();
+    let mask: Vec<bool> =
+        (0..tokens.len() as u64).map(|i| !(i + number).is_multiple_of(4)).collect();
     let mut batch = PackedBatch::default();
     batch.push(&tokens[..5], &mask[..5]);
     batch.push(&tokens[5..], &mask[5..]);
