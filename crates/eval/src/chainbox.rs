@@ -42,6 +42,11 @@ impl Op {
         }
     }
 
+    /// Right sides that do something: with `+0`, `*1` or `*0` a link would be none.
+    fn digits(self) -> (u64, u64) {
+        if matches!(self, Self::Multiply) { (2, 9) } else { (1, 9) }
+    }
+
     fn apply(self, left: u32, right: u32) -> u32 {
         match self {
             Self::Add => (left + right) % 10,
@@ -102,7 +107,8 @@ impl Program {
             // One that leads nowhere starts at the chain.
             let source = if at < length { at.checked_sub(1) } else { Some(random.below(length)) };
             let source = source.map(|at| (names[at], *random.pick(&Op::ALL)));
-            let digit = random.below(10) as u32;
+            let (low, high) = source.map_or((0, 9), |(_, op): (char, Op)| op.digits());
+            let digit = random.between(low, high) as u32;
             definitions.push(Definition { name, source, digit });
         }
         let chain = definitions[..length].to_vec();

@@ -37,7 +37,7 @@ const fn domain(subject: &'static str, property: &'static str) -> Domain {
 const DOMAINS: [Domain; 8] = [
     domain("user", "balance"),
     domain("user", "age"),
-    domain("city", "weather"),
+    domain("city", "temperature"),
     domain("book", "price"),
     domain("team", "score"),
     domain("room", "size"),
@@ -104,7 +104,7 @@ impl Request {
             0 => format!("What is the {property} of {whom}?"),
             1 => format!("Tell me the {property} of {whom}."),
             2 => format!("Please look up the {property} of {whom}."),
-            _ => format!("How much is the {property} of {whom}?"),
+            _ => format!("I need the {property} of {whom}."),
         }
     }
 

@@ -176,7 +176,7 @@ fn the_first_chainbox_line_is_as_published() {
 }
 
 const FIRST_LINE: &str = concat!(
-    r#"{"messages":[{"role":"user","content":"h=c-0;c=8;j=c+8;j?"},{"role":"assistant","rea"#,
+    r#"{"messages":[{"role":"user","content":"h=c-1;c=8;j=c+8;j?"},{"role":"assistant","rea"#,
     r#"soning_content":"j=c+8\nc=8\nj=6","content":"6"}],"task":"chainbox","answer":"6","di"#,
     r#"fficulty":2}"#
 );
