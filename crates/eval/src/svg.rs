@@ -105,10 +105,11 @@ fn series(out: &mut String, plot: &Plot, number: usize, task: &str, rows: &[&Row
             line(out, &stroke, (x - 4.0, end), (x + 4.0, end));
         }
         let _ = writeln!(out, "<circle cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"4\" fill=\"{colour}\"/>");
-        // Off and 0 both think nothing: their labels are on two sides.
-        let below = if row.budget == Budget::Off { 16.0 } else { -8.0 };
-        let near = place > 0 && (x - at(rows[place - 1]).0).abs() < 24.0 && below < 0.0;
-        let below = if near { below - 12.0 } else { below };
+        // Off and 0 both think nothing: their labels are on two sides. Others are stacked.
+        let near = rows[..place].iter().filter(|other| other.budget != Budget::Off);
+        let near = near.filter(|other| (x - at(other).0).abs() < 24.0).count();
+        let off = row.budget == Budget::Off;
+        let below = if off { 16.0 } else { -8.0 - 13.0 * near as f64 };
         text(out, x + 7.0, y + below, "start", "", &row.budget.to_string());
     }
     let y = TOP + 10.0 + 20.0 * number as f64;

@@ -54,21 +54,28 @@ impl SampleEncoder {
         };
         let start = header.len() + self.empty_section(turn);
         let ids = self.tokenizer().encode_rendered(&history).map_err(ChatError::from)?;
-        let mut end = 0;
-        let first = ids.iter().position(|&id| {
-            end += self.tokenizer().token_bytes(id).len();
-            end > start
-        });
-        let first =
-            first.filter(|&first| end - self.tokenizer().token_bytes(ids[first]).len() == start);
-        let Some(first) = first else {
-            return Err(AnswerError::Template("joins header and answer in one token"));
-        };
+        let first = self.token_at(&ids, start, history.text().len())?;
         let ends = self.tokenizer().eos_ids();
         match ids[first..].iter().position(|id| ends.contains(id)) {
             Some(len) => Ok(ids[first..=first + len].to_vec()),
             None => Err(AnswerError::Template("prints no token that ends the turn")),
         }
+    }
+
+    /// Index of the token that begins at byte `start` of the text of `ids`, which has `text_len`.
+    fn token_at(&self, ids: &[u32], start: usize, text_len: usize) -> Result<usize, AnswerError> {
+        let mut end = 0;
+        let mut starts = Vec::with_capacity(ids.len());
+        for &id in ids {
+            starts.push(end);
+            end += self.tokenizer().token_bytes(id).len();
+        }
+        if end != text_len {
+            let detail = "prints text that the tokenizer does not keep as it is";
+            return Err(AnswerError::Template(detail));
+        }
+        let joined = "joins header and answer in one token";
+        starts.binary_search(&start).map_err(|_| AnswerError::Template(joined))
     }
 
     /// The prompt without its think tags: up to the end of the role header.

@@ -3,8 +3,8 @@
 use crate::{CHAT, chat_model, config, encoder, open, tokenizer, write};
 use hybra_chat::ChatInput;
 use hybra_engine::ThinkingParams;
-use hybra_tokenizer::{ForcedClose, ThinkTags};
-use hybra_train::data::{Corpus, Document, Record, SourceConfig, Thinking, TooLong};
+use hybra_tokenizer::{ForcedClose, SpecialIds, ThinkTags, Tokenizer};
+use hybra_train::data::{Corpus, Document, Record, SampleEncoder, SourceConfig, Thinking, TooLong};
 
 /// A corpus of [`CHAT`]; the directory must outlive it.
 fn corpus(source: SourceConfig) -> (tempfile::TempDir, Corpus) {
@@ -190,4 +190,40 @@ fn a_trace_may_hold_control_strings_and_half_tags() {
     let special = |token| tokenizer.tokenizer().token_to_id(token).unwrap();
     let count = |id| document.tokens.iter().filter(|&&t| t == id).count();
     assert_eq!((count(special("<SPECIAL_12>")), count(special("<SPECIAL_10>"))), (1, 1));
+}
+
+#[test]
+fn text_that_a_vocabulary_lacks_is_an_error() {
+    // Single characters: those of the close tag, which a model must have, and a few more.
+    let words = (1..).zip("</think>\nab probe?".chars());
+    let mut vocab: serde_json::Map<String, serde_json::Value> =
+        words.map(|(id, word)| (word.to_string(), id.into())).collect();
+    vocab.insert("<e>".to_owned(), 0.into());
+    let json = serde_json::json!({
+        "version": "1.0",
+        "added_tokens": [{ "id": 0, "content": "<e>", "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": true }],
+        "pre_tokenizer": { "type": "Split", "pattern": { "Regex": "(?s)." },
+            "behavior": "Isolated", "invert": false },
+        "decoder": { "type": "Fuse" },
+        "model": { "type": "WordLevel", "vocab": vocab, "unk_token": "<e>" },
+    });
+    let template = "{% for m in messages %}{{ m.content }}<e>{% endfor %}";
+    let settings = Some(r#"{"eos_token": "<e>"}"#);
+    let none = SpecialIds::default();
+    let words = Tokenizer::from_files(&json.to_string(), settings, Some(template), &none);
+    let encoder = SampleEncoder::new(chat_model(words.unwrap())).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let sample = |answer: &str| {
+        let line = format!("{{\"input\":\"a\",\"output\":\"{answer}\"}}");
+        let path = write(directory.path(), "words.jsonl", line);
+        let config = config(path, SourceConfig::default());
+        let corpus = Corpus::open(&config, encoder.clone(), &|name, _| Err(name.to_owned()));
+        corpus.unwrap().sample(0)
+    };
+    // A template without think tags: the prompt is all that stands before the answer.
+    let document = sample("bb").unwrap().documents.remove(0).unwrap();
+    assert_eq!(document.mask, [false, false, true, true, true]);
+    let error = sample("xyz").unwrap_err().to_string();
+    assert!(error.ends_with("text that the tokenizer does not keep as it is"), "{error}");
 }
