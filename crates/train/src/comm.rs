@@ -1,7 +1,7 @@
 //! Ranks that train together: exchange of bytes, and sums in one fixed order.
 //!
 //! **The order.** A step's gradient is a balanced tree over its micro-batches: a range is cut in
-//! half until it is one micro-batch ([`share`], [`tree_sum`]). Ranks are cut in half the same way,
+//! half until it is one micro-batch ([`share`], `tree_sum`). Ranks are cut in half the same way,
 //! so a rank holds whole branches, adds them by itself, and the ranks' sums are joined as the tree
 //! joins them: any number of ranks gives the bits of one. Powers of two share the work evenly.
 //!

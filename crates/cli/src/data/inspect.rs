@@ -21,7 +21,7 @@ const DEFAULT_SCAN: u64 = 1000;
 ///
 /// Samples come in the order and the form in which a run with the same settings sees them.
 /// Learned tokens are on green, masked ones are dim; shades change from token to token. Without
-/// colours learned tokens are in [brackets] and masked ones end in │.
+/// colours learned tokens are in brackets and masked ones end in │.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -36,7 +36,7 @@ pub(crate) struct Args {
     /// Model, or a directory with a tokenizer [default: the model in this binary]
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
-    /// The [data] table of a run's settings
+    /// The data table of a run's settings
     #[arg(long, value_name = "RUN.toml")]
     config: Option<PathBuf>,
     /// Samples to show
