@@ -7,8 +7,11 @@ use std::path::Path;
 /// Replaces the file at `path`.
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let parent = parent(path);
-    let mut file = tempfile::Builder::new().prefix(".").suffix(".tmp").tempfile_in(parent)?;
-    file.write_all(bytes)?;
+    let name = &mut tempfile::Builder::new();
+    // Unlike a temporary file's, the permissions are those of any new file.
+    let mut file =
+        name.prefix(".").suffix(".tmp").make_in(parent, |path| File::create_new(path))?;
+    file.as_file_mut().write_all(bytes)?;
     file.as_file().sync_all()?;
     file.persist(path).map_err(|error| error.error)?;
     sync_dir(parent)

@@ -170,6 +170,15 @@ pub struct CheckpointStore {
 }
 
 impl CheckpointStore {
+    /// `lineage.json` of the checkpoint of a step, as it is.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn lineage(&self, step: u64) -> Result<Vec<u8>, StoreError> {
+        let path = self.path(step).join("lineage.json");
+        fs::read(&path).map_err(failed(&path, "read"))
+    }
+
     /// The checkpoints in `dir`, which must exist; at most `keep` (at least 1) are kept.
     #[must_use]
     pub fn new(dir: &Path, keep: usize) -> Self {

@@ -146,7 +146,9 @@ impl Trainer<'_> {
         }
         let model = self.dir.model();
         if self.comm.rank() == 0 {
-            write_model(&model, &state.layout, &state.parameters, &self.model.files, true)?;
+            let mut files = self.model.files.clone();
+            files.push(("lineage.json".to_owned(), self.store().lineage(state.step)?));
+            write_model(&model, &state.layout, &state.parameters, &files, true)?;
         }
         self.comm.barrier()?;
         Ok(Outcome::Done(model))

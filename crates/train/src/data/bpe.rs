@@ -10,7 +10,6 @@ use super::record::Record;
 use hybra_tokenizer::{ChatRequest, ChatTemplate, ControlStrings, SpecialIds, Tokenizer};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::Path;
 use std::sync::Arc;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
@@ -57,13 +56,7 @@ impl BpeFiles {
         std::fs::create_dir_all(directory).map_err(DataError::io(directory))?;
         for (name, text) in &self.files {
             let path = directory.join(name);
-            let write = || {
-                let mut file = tempfile::NamedTempFile::new_in(directory)?;
-                file.write_all(text.as_bytes())?;
-                file.as_file().sync_all()?;
-                file.persist(&path).map(drop).map_err(|error| error.error)
-            };
-            write().map_err(DataError::io(&path))?;
+            crate::atomic::write(&path, text.as_bytes()).map_err(DataError::io(&path))?;
         }
         Ok(())
     }
