@@ -192,7 +192,7 @@ fn one_wrong_logit_fails_and_is_found() {
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8(output.stdout).unwrap();
     assert!(text.contains("\nFAIL on ") && text.contains("[1, 40, 17]"), "{text}");
-    assert!(text.contains("not compared: grad.* (44 tensors, for training)"), "{text}");
+    assert!(text.contains("not compared: grad.* (44 tensors, see --gradients)"), "{text}");
     let (status, _) = verify(&model, &wrong, "", &["--tolerance", "0.1"]);
     assert_eq!(status, 0, "a tolerance above the error passes");
 }
