@@ -50,7 +50,6 @@ impl Objective for CrossEntropy {
         let (x, w) = (MatRef::new(tape.normed(), h), model.head(parameters));
         let loss = linear_cross_entropy(cpu, x, w, labels, scale, &mut self.logprobs, Some(g));
         model.backward(cpu, parameters, batch, tape, &self.dnormed, gradient);
-        let weight = batch.weights.iter().map(|w| f64::from(*w)).sum();
-        LossSums { loss, weight, metrics: Vec::new() }
+        LossSums { loss, weight: self.weight(batch), metrics: Vec::new() }
     }
 }

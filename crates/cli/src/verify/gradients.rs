@@ -5,10 +5,11 @@ use super::reference::{Case, Training};
 use super::report::{ErrorLine, TensorLine};
 use crate::source::Source;
 use anyhow::{Context, Result};
-use hybra_kernels::ops::linear_cross_entropy::{HeadGradients, Labels, linear_cross_entropy};
-use hybra_kernels::{Cpu, MatMut, MatRef};
+use hybra_kernels::Cpu;
 use hybra_model::Config;
-use hybra_model::training::{Keep, PackedBatch, Tape, Trainable};
+use hybra_model::training::{Keep, PackedBatch, Trainable};
+use hybra_train::Objective;
+use hybra_train::cross_entropy::CrossEntropy;
 
 /// Largest relative error of a gradient: f32 sums of two implementations in different orders.
 const TOLERANCE: f64 = 1e-4;
@@ -26,12 +27,17 @@ pub(super) fn compare(
     let parameters = model.layout().load(&source.checkpoint, config)?;
     let mut batch = PackedBatch::default();
     case.input_ids.iter().for_each(|ids| batch.push(ids, &vec![true; ids.len()]));
-    let (loss, gradient) = mean_cross_entropy(cpu, &model, &parameters, &batch);
+    let (layout, mut gradient) = (model.layout().clone(), vec![0.0; parameters.len()]);
+    let learned = batch.num_learned().max(1);
+    let scale = 1.0 / learned as f32;
+    let mut objective = CrossEntropy::new(model);
+    let sums = objective.micro_batch(cpu, &parameters, &batch, scale, &mut gradient);
+    let loss = (sums.loss / learned as f64) as f32;
     let mut lines = Vec::new();
     if let Some(expected) = training.loss {
         lines.push(line("loss", expected, &[loss]));
     }
-    for slot in model.layout().slots() {
+    for slot in layout.slots() {
         let name = &slot.spec.name;
         if let Some(expected) = training.gradients.get(name) {
             let found = &gradient[slot.range.clone()];
@@ -51,27 +57,4 @@ fn line(name: &str, expected: super::reference::Tensor<'_>, found: &[f32]) -> Te
         error: ErrorLine::new(&difference, expected.shape),
         pass: difference.is_within(TOLERANCE),
     }
-}
-
-fn mean_cross_entropy(
-    cpu: &Cpu,
-    model: &Trainable,
-    parameters: &[f32],
-    batch: &PackedBatch,
-) -> (f32, Vec<f32>) {
-    let (mut tape, h) = (Tape::default(), model.config().hidden_size);
-    model.forward(cpu, parameters, batch, &mut tape);
-    let (mut dx, mut gradient) = (vec![0.0; tape.normed().len()], vec![0.0; parameters.len()]);
-    let learned = batch.num_learned().max(1);
-    let loss = linear_cross_entropy(
-        cpu,
-        MatRef::new(tape.normed(), h),
-        model.head(parameters),
-        Labels { ids: &batch.labels, weights: &batch.weights },
-        1.0 / learned as f32,
-        &mut vec![0.0; batch.tokens.len()],
-        Some(HeadGradients { x: MatMut::new(&mut dx, h), w: model.head_gradient(&mut gradient) }),
-    );
-    model.backward(cpu, parameters, batch, &mut tape, &dx, &mut gradient);
-    ((loss / learned as f64) as f32, gradient)
 }

@@ -159,10 +159,10 @@ impl WithSimd for Panel<'_> {
         let Self { a, k, len, out, add, scratch, .. } = self;
         let b = &scratch[..len * stride];
         if a.transposed {
-            let op = &mut ByColumns { a: a.matrix, k, len, b, stride, out, add };
+            let op = &mut ByColumns(Block { a: a.matrix, k, len, b, stride, out, add });
             cover(s, op, 0..rows, vectors);
         } else {
-            let op = &mut ByRows { a: a.matrix, k, len, b, stride, out, add };
+            let op = &mut ByRows(Block { a: a.matrix, k, len, b, stride, out, add });
             cover(s, op, 0..rows, vectors);
         }
     }
@@ -230,45 +230,44 @@ impl Tile<'_, '_> {
     }
 }
 
-struct ByRows<'a> {
+/// The operands of one block of the reduction.
+struct Block<'a> {
     a: MatRef<'a>,
     k: usize,
     len: usize,
+    /// `[len, stride]`.
     b: &'a [f32],
     stride: usize,
     out: MatMut<'a>,
     add: bool,
 }
+
+/// a as it is.
+struct ByRows<'a>(Block<'a>);
 
 impl Tiled for ByRows<'_> {
     #[inline(always)]
     fn tile<S: Simd, const R: usize, const V: usize>(&mut self, s: S, row: usize, col: usize) {
-        let a = std::array::from_fn(|r| &self.a.row(row + r)[self.k..self.k + self.len]);
-        let mut tile = Tile { out: &mut self.out, row, col };
-        let acc = tile.load::<S, R, V>(s, self.add);
-        tile.store(s, accumulate_rows(s, acc, a, &self.b[col..], self.stride));
+        let Block { a, k, len, b, stride, out, add } = &mut self.0;
+        let a = std::array::from_fn(|r| &a.row(row + r)[*k..*k + *len]);
+        let mut tile = Tile { out, row, col };
+        let acc = tile.load::<S, R, V>(s, *add);
+        tile.store(s, accumulate_rows(s, acc, a, &b[col..], *stride));
     }
 }
 
-struct ByColumns<'a> {
-    a: MatRef<'a>,
-    k: usize,
-    len: usize,
-    b: &'a [f32],
-    stride: usize,
-    out: MatMut<'a>,
-    add: bool,
-}
+/// a transposed.
+struct ByColumns<'a>(Block<'a>);
 
 impl Tiled for ByColumns<'_> {
     #[inline(always)]
     fn tile<S: Simd, const R: usize, const V: usize>(&mut self, s: S, row: usize, col: usize) {
-        let (a, stride) = self.a.rows_at(self.k, self.len).data();
-        let mut tile = Tile { out: &mut self.out, row, col };
-        let acc = tile.load::<S, R, V>(s, self.add);
-        let b = (&self.b[col..], self.stride);
-        let acc = accumulate_columns(s, acc, (KMajor(a, stride), row), b, self.len);
-        tile.store(s, acc);
+        let Block { a, k, len, b, stride, out, add } = &mut self.0;
+        let (a, a_stride) = a.rows_at(*k, *len).data();
+        let mut tile = Tile { out, row, col };
+        let acc = tile.load::<S, R, V>(s, *add);
+        let b = (&b[col..], *stride);
+        tile.store(s, accumulate_columns(s, acc, (KMajor(a, a_stride), row), b, *len));
     }
 }
 
