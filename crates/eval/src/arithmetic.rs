@@ -10,30 +10,14 @@
 //! The structure is the operation with its operands; the order of a sum's or product's is free.
 
 use crate::conversation::{assistant, user};
+use crate::op::Op;
 use crate::random::Random;
 use crate::task::{Draft, Plan};
 
 /// Letters of places, units first.
 const PLACES: [char; 6] = ['a', 'b', 'c', 'd', 'e', 'f'];
 
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Op {
-    Add,
-    Subtract,
-    Multiply,
-}
-
 impl Op {
-    const ALL: [Self; 3] = [Self::Add, Self::Subtract, Self::Multiply];
-
-    fn symbol(self) -> char {
-        match self {
-            Self::Add => '+',
-            Self::Subtract => '-',
-            Self::Multiply => '*',
-        }
-    }
-
     /// Wordings; `{a}` and `{b}` stand for the operands.
     fn wordings(self) -> &'static [&'static str] {
         match self {

@@ -8,6 +8,7 @@
 //! The structure is the program up to the names in it.
 
 use crate::conversation::{assistant, user};
+use crate::op::Op;
 use crate::random::Random;
 use crate::task::{Draft, Plan};
 
@@ -16,24 +17,7 @@ const NAMES: [char; 10] = ['a', 'b', 'c', 'd', 'e', 'f', 'g', 'h', 'i', 'j'];
 /// Chains up to this length have at most one definition beside them, longer ones two.
 const SHORT: usize = 4;
 
-#[derive(Clone, Copy)]
-enum Op {
-    Add,
-    Subtract,
-    Multiply,
-}
-
 impl Op {
-    const ALL: [Self; 3] = [Self::Add, Self::Subtract, Self::Multiply];
-
-    fn symbol(self) -> char {
-        match self {
-            Self::Add => '+',
-            Self::Subtract => '-',
-            Self::Multiply => '*',
-        }
-    }
-
     fn words(self) -> &'static str {
         match self {
             Self::Add => "plus",

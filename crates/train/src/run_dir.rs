@@ -176,15 +176,35 @@ fn failed(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> RunDir
     move |cause| RunDirError::Io { path, action, cause }
 }
 
-/// The lines that only one of two texts has.
+/// The keys whose values only one of two run files has.
 fn changes(old: &str, new: &str) -> String {
-    let only = |a: &str, b: &str| -> Vec<String> {
-        a.lines()
-            .filter(|l| !l.is_empty() && !b.lines().any(|o| o == *l))
-            .map(str::to_owned)
-            .collect()
+    let lines = |text: &str| {
+        let mut lines = Vec::new();
+        let table = text.parse().unwrap_or_default();
+        flatten("", &toml::Value::Table(table), &mut lines);
+        lines
     };
-    format!("was: {}; now: {}", only(old, new).join(", "), only(new, old).join(", "))
+    let (old, new) = (lines(old), lines(new));
+    let only = |a: &[String], b: &[String]| {
+        let mine: Vec<_> = a.iter().filter(|line| !b.contains(line)).cloned().collect();
+        mine.join(", ")
+    };
+    format!("was: {}; now: {}", only(&old, &new), only(&new, &old))
+}
+
+/// One line for each value, with the whole path of its key.
+fn flatten(key: &str, value: &toml::Value, lines: &mut Vec<String>) {
+    let below = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
+    match value {
+        toml::Value::Table(table) => {
+            table.iter().for_each(|(name, value)| flatten(&below(name), value, lines));
+        }
+        toml::Value::Array(items) => {
+            let items = items.iter().enumerate();
+            items.for_each(|(i, value)| flatten(&below(&i.to_string()), value, lines));
+        }
+        other => lines.push(format!("{key} = {other}")),
+    }
 }
 
 #[cfg(test)]
@@ -205,6 +225,9 @@ mod tests {
         run.prepare(&config(5), Start::Auto).unwrap();
         let message = refused(6, Start::Auto);
         assert!(message.contains("was: steps = 5; now: steps = 6"), "{message}");
+        // A value that another key has, too, is a change all the same.
+        let (old, new) = ("seed = 1\n[data]\nseed = 1\n", "seed = 2\n[data]\nseed = 1\n");
+        assert_eq!(changes(old, new), "was: seed = 1; now: seed = 2");
         fs::write(run.log(), "{}\n").unwrap();
         run.prepare(&config(6), Start::Resume).unwrap();
         assert!(run.log().exists());

@@ -175,7 +175,7 @@ impl<I: Iterator<Item = Result<(Place, Record), DataError>>> Texts<I> {
         let rendered = self.template.render(&request).map_err(|error| DataError::Chat {
             place: place.clone(),
             message,
-            source: error.into(),
+            cause: error.into(),
         })?;
         text.push_str(rendered.text());
         Ok(self.added.iter().fold(text, |text, token| text.replace(token, "\n")))

@@ -26,20 +26,20 @@ impl fmt::Display for Place {
 #[non_exhaustive]
 pub enum DataError {
     /// A file cannot be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {cause}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        cause: std::io::Error,
     },
     /// A record is not JSON.
-    #[error("{place}: not valid JSON: {source}")]
+    #[error("{place}: not valid JSON: {cause}")]
     Json {
         /// Where.
         place: Place,
         /// What the parser said; its line is counted from the record's own first line.
-        source: serde_json::Error,
+        cause: serde_json::Error,
     },
     /// A Parquet file cannot be decoded.
     #[error("{}: not a readable Parquet file{}: {detail}", path.display(), after(*rows))]
@@ -70,14 +70,14 @@ pub enum DataError {
         found: String,
     },
     /// The model's template or tokenizer refuses a conversation.
-    #[error("{place}: messages[{message}]: {source}")]
+    #[error("{place}: messages[{message}]: {cause}")]
     Chat {
         /// Where.
         place: Place,
         /// Index of the assistant message that was to be learned.
         message: usize,
         /// Why.
-        source: hybra_chat::ChatError,
+        cause: hybra_chat::ChatError,
     },
     /// The model's template prints a turn in a form that cannot be learned.
     #[error("{place}: messages[{message}]: the chat template {detail}")]
@@ -143,7 +143,7 @@ fn after(rows: u64) -> String {
 impl DataError {
     pub(super) fn io(path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
-        move |source| Self::Io { path, source }
+        move |cause| Self::Io { path, cause }
     }
 }
 

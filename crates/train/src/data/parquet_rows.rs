@@ -23,7 +23,7 @@ pub(super) fn to_lines(path: &Path) -> Result<File, DataError> {
     })?;
     let mut lines = out
         .into_inner()
-        .map_err(|e| DataError::Io { path: std::env::temp_dir(), source: e.into_error() })?;
+        .map_err(|e| DataError::Io { path: std::env::temp_dir(), cause: e.into_error() })?;
     lines.seek(SeekFrom::Start(0)).map_err(DataError::io(std::env::temp_dir()))?;
     Ok(lines)
 }

@@ -206,5 +206,5 @@ impl SampleEncoder {
 
 pub(super) fn chat_error(place: &Place, message: usize) -> impl FnOnce(ChatError) -> DataError {
     let place = place.clone();
-    move |source| DataError::Chat { place, message, source }
+    move |cause| DataError::Chat { place, message, cause }
 }

@@ -111,7 +111,7 @@ impl Source {
             .map_err(DataError::io(&*self.name))?;
         drop(file);
         serde_json::from_slice(&bytes)
-            .map_err(|source| DataError::Json { place: self.place(index), source })
+            .map_err(|cause| DataError::Json { place: self.place(index), cause })
     }
 }
 
