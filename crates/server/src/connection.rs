@@ -27,14 +27,14 @@ const TLS_TIMEOUT: Duration = Duration::from_secs(10);
 const REFUSAL: &str =
     r#"{"error":{"message":"too many connections","type":"server_error","code":"busy"}}"#;
 
-/// Accepts connections until the end.
+/// Accepts connections until the end, then waits until they have written what they had to say.
 pub async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, front: Arc<Front>) {
     let router = front.router();
     let places = Arc::new(Semaphore::new(front.config.max_connections));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
-            () = front.lifecycle.reached(Phase::Ended) => return,
+            () = front.lifecycle.reached(Phase::Ended) => break,
         };
         let stream = match accepted {
             Ok((stream, _)) => stream,
@@ -66,6 +66,9 @@ pub async fn accept(listener: TcpListener, tls: Option<TlsAcceptor>, front: Arc<
             drop(place);
         });
     }
+    // A request has ended once its last byte is handed over, a connection once it is written.
+    let all = u32::try_from(front.config.max_connections).unwrap_or(u32::MAX);
+    let _ = places.acquire_many(all).await;
 }
 
 /// Without waiting: what does not fit into the socket's buffer is lost.

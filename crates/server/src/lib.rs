@@ -69,7 +69,7 @@ pub async fn serve(
     front: Arc<Front>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), EngineStopped> {
-    let accepting = tokio::spawn(connection::accept(listener, tls, Arc::clone(&front)));
+    let mut accepting = tokio::spawn(connection::accept(listener, tls, Arc::clone(&front)));
     let lifecycle = &front.lifecycle;
     let stopped = tokio::select! {
         () = stop => Ok(()),
@@ -83,7 +83,7 @@ pub async fn serve(
     tracing::info!(drained, "shutting down");
     lifecycle.advance(Phase::Ended);
     // Cancelled requests are told so; whoever does not listen is left.
-    let _ = tokio::time::timeout(LAST_WORDS, lifecycle.idle()).await;
+    let _ = tokio::time::timeout(LAST_WORDS, &mut accepting).await;
     accepting.abort();
     stopped
 }

@@ -1,6 +1,6 @@
 //! From loading to the end: which requests are taken, and when the process may go.
 //!
-//! Phases only go forward. A request counts as running from its head to the last byte of its reply.
+//! Phases only go forward. A request runs from its head until its last byte is handed to the connection.
 
 use std::sync::Arc;
 use tokio::sync::watch;
