@@ -1,5 +1,5 @@
-//! A tokenizer of 64 tokens that can write JSON and tool calls, for the ids of the default model:
-//! single characters, and pieces that hold the joints of JSON and of tags.
+//! A tokenizer of 64 tokens that can write JSON and tool calls: single characters, and pieces that
+//! hold the joints of JSON and of tags.
 
 use hybra_tokenizer::{SpecialIds, Tokenizer};
 use serde_json::{Value, json};

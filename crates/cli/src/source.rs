@@ -222,7 +222,7 @@ mod tests {
         let loaded = load_tokenizer(&source, model.config()).unwrap();
         assert!(loaded.tokenizer.vocab_size() <= model.config().vocab_size);
         assert!(loaded.tokenizer.chat_template().is_ok());
-        assert!(loaded.eos_token_ids.contains(&2) && loaded.eos_token_ids.contains(&5));
+        assert!(loaded.eos_token_ids.contains(&2) && loaded.eos_token_ids.contains(&12));
         assert_eq!(loaded.defaults.do_sample, Some(false));
     }
 

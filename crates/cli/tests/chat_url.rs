@@ -271,7 +271,7 @@ fn a_hybra_server_keeps_the_budget_itself_and_wants_its_key() {
     let options = ["--api-key", "s3cret", "--temperature", "0", "--thinking-budget"];
     let (shown, numbers, _) = ask(&mock, question, &[&options[..], &["100"]].concat());
     assert!(shown.starts_with("<think>\n") && shown.ends_with("</think>\n7\n"), "{shown}");
-    assert!(numbers.contains("thought 24 of 100 (25 with the tag), ended by itself"), "{numbers}");
+    assert!(numbers.contains("thought 24 of 100 (28 with the tag), ended by itself"), "{numbers}");
     let (_, numbers, _) = ask(&mock, question, &[&options[..], &["8"]].concat());
     assert!(numbers.contains("of 8 (") && numbers.contains("cut at a newline"), "{numbers}");
 }

@@ -7,12 +7,11 @@ use hybra_engine::{
 };
 use hybra_model::weights::LayerWeights;
 use hybra_model::{NemotronH, Weights};
-use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use support::{Kit, Numbers, Outputs, Table, run};
+use support::{Kit, Numbers, Outputs, Table, random_model, run};
 
 /// Panics at one token.
 struct Trap(u32);
@@ -54,8 +53,7 @@ fn a_panic_fails_one_sequence() {
 
 /// A model with a weight changed.
 fn broken(change: impl FnOnce(&mut Weights)) -> Kit {
-    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/default-model");
-    let (config, mut weights) = NemotronH::open(&dir).unwrap().into_parts();
+    let (config, mut weights) = random_model(64).into_parts();
     change(&mut weights);
     Kit::of(NemotronH::new(config, weights))
 }

@@ -102,7 +102,7 @@ pub enum Error {
     #[error("cannot write this tokenizer as GGUF metadata: {0}; keep the safetensors directory")]
     NotGguf(String),
     /// A message to insert at a thinking cut holds the close tag.
-    #[error("the message at the cut holds the tag {tag:?}, which would end thinking inside it")]
+    #[error("thinking_budget_message: the tag {tag:?} would end thinking inside it")]
     TagInMessage {
         /// The tag.
         tag: String,

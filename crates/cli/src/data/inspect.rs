@@ -33,10 +33,11 @@ pub(crate) struct Args {
     /// JSONL or Parquet files
     #[arg(value_name = "FILE", required_unless_present = "config", conflicts_with = "config")]
     files: Vec<PathBuf>,
-    /// Model, or a directory with a tokenizer [default: the model in this binary]
+    /// Model, or a directory with a tokenizer [default: the settings' model, else the one in this
+    /// binary]
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
-    /// The data table of a run's settings
+    /// Settings of a run: its data, and its model's tokenizer
     #[arg(long, value_name = "RUN.toml")]
     config: Option<PathBuf>,
     /// Samples to show
@@ -70,11 +71,12 @@ pub(crate) struct Args {
 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
-    let config = match &args.config {
+    let (config, own_model) = match &args.config {
         Some(path) => from_file(path).with_context(|| path.display().to_string())?,
-        None => from_args(&args),
+        None => (from_args(&args), None),
     };
-    let encoder = SampleEncoder::new(chat_model(args.model.as_deref())?)?;
+    let model = args.model.as_deref().or(own_model.as_deref());
+    let encoder = SampleEncoder::new(chat_model(model)?)?;
     let corpus = Corpus::open(&config, encoder, &task_generator)?;
     let shown = args.start..args.start.saturating_add(args.count);
     let samples = shown.map(|index| Ok((index, corpus.sample(index)?)));
@@ -93,11 +95,14 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn from_file(path: &Path) -> Result<DataConfig> {
+/// The data of a run's settings, and the directory with its tokenizer.
+fn from_file(path: &Path) -> Result<(DataConfig, Option<String>)> {
     let text = std::fs::read_to_string(path)?;
     let mut table: toml::Table = toml::from_str(&text)?;
     let Some(data) = table.remove("data") else { bail!("expected a [data] table, found none") };
-    Ok(data.try_into()?)
+    let model = table.get("model").and_then(|model| model.get("from").or(model.get("tokenizer")));
+    let model = model.and_then(toml::Value::as_str).map(str::to_owned);
+    Ok((data.try_into()?, model))
 }
 
 fn from_args(args: &Args) -> DataConfig {

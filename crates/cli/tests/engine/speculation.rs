@@ -147,7 +147,7 @@ impl Drafter for Oracle {
             let wrong = self.mistakes > 0 && self.number().is_multiple_of(self.mistakes);
             match known.filter(|_| !wrong) {
                 Some(&token) => draft.push(token),
-                None => draft.push(self.number() as u32 % 64),
+                None => draft.push(self.number() as u32 % 512),
             }
         }
     }

@@ -165,7 +165,8 @@ fn streams_say_what_whole_replies_say() {
 #[test]
 fn a_seed_gives_its_text_alone_and_in_company() {
     let server = Server::start(&[]);
-    let fields = |seed: u64| json!({ "seed": seed, "temperature": 1.5, "max_tokens": 60 });
+    let fields =
+        |seed: u64| json!({ "seed": seed, "temperature": 2, "ignore_eos": true, "max_tokens": 60 });
     let alone: Vec<_> =
         (0..6).map(|seed| whole(&ask(&server, fields(seed)))["choices"].clone()).collect();
     let together: Vec<_> = std::thread::scope(|scope| {

@@ -1,5 +1,8 @@
-//! The model of the binary behind an engine, with a token table of single characters.
+//! A model of random weights behind an engine, with a token table of single characters.
 #![allow(dead_code, reason = "not every test binary needs everything")]
+
+#[path = "../../../../testdata/random_model.rs"]
+mod weights;
 
 use hybra_engine::{
     Engine, EngineConfig, Event, FinishEvent, GenerationRequest, Insertion, SamplingParams,
@@ -8,8 +11,9 @@ use hybra_engine::{
 use hybra_kernels::{Cpu, Isa};
 use hybra_model::NemotronH;
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
+
+pub(crate) use weights::random_model;
 
 const CHARACTERS: &[u8; 64] = b"</think>TOLCA[\n 0123456789abcdefgjlmopqrsuvwxyzBDEFGHIJKMNPQRSUV";
 
@@ -37,8 +41,7 @@ pub(crate) struct Kit {
 
 impl Kit {
     pub(crate) fn new() -> Self {
-        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/default-model");
-        Self::of(NemotronH::open(&dir).unwrap())
+        Self::of(random_model(CHARACTERS.len()))
     }
 
     pub(crate) fn of(model: NemotronH) -> Self {
