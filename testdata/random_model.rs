@@ -1,9 +1,8 @@
-//! A small hybrid of random weights in bf16, made in memory, with a vocabulary of any size: for
-//! tests that look at the engine and not at what the model says.
+//! A small hybrid of random weights in bf16, with a vocabulary of any size: for tests that look at the
+//! engine and not at what the model says.
 
-use hybra_checkpoint::{Checkpoint, Mapping};
 use hybra_model::parameters::Layout;
-use hybra_model::{Config, NemotronH, Weights};
+use hybra_model::{Config, NemotronH};
 use serde_json::{Map, Value, json};
 
 /// The shape of the default model with `vocab_size` rows.
@@ -13,11 +12,10 @@ pub(crate) fn random_model(vocab_size: usize) -> NemotronH {
     assert!(shape.contains(own));
     let text = shape.replace(own, &new);
     let config = Config::from_json(&text, "random").unwrap();
-    let files = [("config.json", text.into_bytes()), ("model.safetensors", safetensors(&config))];
-    let files = files.map(|(name, bytes)| (name, Mapping::from(bytes)));
-    let checkpoint = Checkpoint::from_memory("random", files).unwrap();
-    let weights = Weights::load(&checkpoint, &config, |_, _| {}).unwrap();
-    NemotronH::new(config, weights)
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("model.safetensors"), safetensors(&config)).unwrap();
+    std::fs::write(directory.path().join("config.json"), text).unwrap();
+    NemotronH::open(directory.path()).unwrap()
 }
 
 /// A file: length of the header, header, matrices in bf16 and the rest in f32.

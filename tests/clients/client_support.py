@@ -7,7 +7,8 @@ import traceback
 BASE = os.environ["HYBRA_BASE_URL"]
 MODEL = os.environ.get("HYBRA_MODEL", "hybra-default")
 # A question of the embedded model's task, and its answer.
-QUESTION, ANSWER = "c=b-7;b=0;d=c*9;d?", "7"
+# The template ends an answer with a line end.
+QUESTION, ANSWER = "c=b-7;b=0;d=c*9;d?", "7\n"
 
 TOOL = {
     "type": "function",

@@ -20,7 +20,7 @@ def post(path, body):
 
 
 def ids(text):
-    return post("/tokenize", {"prompt": text})["tokens"]
+    return post("/tokenize", {"prompt": text, "add_special_tokens": False})["tokens"]
 
 
 def likelihood(context, continuation):
