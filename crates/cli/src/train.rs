@@ -4,6 +4,7 @@
 //! last whole checkpoint. Ctrl-C saves a checkpoint after the running step and ends with status
 //! 130; a second one ends at once, which costs the steps since the last checkpoint.
 
+mod evaluator;
 mod model;
 mod objective;
 mod view;
@@ -11,7 +12,8 @@ mod view;
 use crate::cpu::CpuArgs;
 use anyhow::{Context, Result};
 use clap::Subcommand;
-use hybra_train::{Comm, Outcome, RunConfig, RunDir, Start, Trainer};
+use evaluator::TaskEvaluator;
+use hybra_train::{Comm, Evaluator, Outcome, RunConfig, RunDir, Start, Trainer};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -94,6 +96,9 @@ fn sft(args: &SftArgs, comm: &dyn Comm) -> Result<ExitCode> {
     let (files, initial) = model::open(&config.model, config.seed, "sft")?;
     let mut objective = objective::sft(&config, &files.config);
     let mut batches = objective::batches(&config, &files)?;
+    let evaluator =
+        config.eval.as_ref().map(|eval| TaskEvaluator::new(eval, &files, &args.cpu)).transpose();
+    let mut evaluator = evaluator.context("[eval]")?;
     let dir = RunDir::new(&args.output);
     if comm.rank() == 0 {
         let start = match (args.resume, args.force) {
@@ -114,7 +119,7 @@ fn sft(args: &SftArgs, comm: &dyn Comm) -> Result<ExitCode> {
         dir: &dir,
         objective: &mut *objective,
         batches: &mut *batches,
-        evaluator: None,
+        evaluator: evaluator.as_mut().map(|evaluator| evaluator as &mut dyn Evaluator),
         events: &mut |event| view.show(&event),
         stop: &stop,
     };

@@ -1,0 +1,134 @@
+//! `[eval]` of a run file: accuracy on held-out examples in the middle of a run.
+//!
+//! The weights of the moment are written to a folder of their own and loaded by the engine that
+//! serves, with exact arithmetic: a point of the curve is what `hybra eval --arithmetic exact` says
+//! of that checkpoint.
+
+use crate::cpu::{Arithmetic, CpuArgs, LoadOptions};
+use crate::options::{KvDtypeArg, StateArgs, StateDtypeArg};
+use crate::session::{Limits, Session};
+use anyhow::{Context, Result};
+use hybra_engine::EngineConfig;
+use hybra_eval::{Budget, EvalOptions, Example, Phrasing, Split, Task, TaskOptions, evaluate};
+use hybra_kernels::Cpu;
+use hybra_model::parameters::Layout;
+use hybra_train::config::EvalConfig;
+use hybra_train::{BoxError, Evaluator, ModelFiles, checkpoint_store};
+use serde::Deserialize;
+use toml::Value;
+
+/// Sequences generated at once.
+const BATCH: usize = 32;
+
+/// The keys of `[eval]` beside `every`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct Settings {
+    tasks: Vec<String>,
+    /// Numbers of tokens, "off" and "inf".
+    budgets: Vec<Value>,
+    /// Examples of each task.
+    count: u64,
+    seed: u64,
+    split: String,
+    phrasing: String,
+    max_difficulty: Option<u32>,
+    max_tokens: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            tasks: vec!["chainbox".to_owned()],
+            budgets: ["off", "inf"].map(Value::from).to_vec(),
+            count: 100,
+            seed: 0,
+            split: "test".to_owned(),
+            phrasing: "mixed".to_owned(),
+            max_difficulty: None,
+            max_tokens: 512,
+        }
+    }
+}
+
+/// The examples, and how they are answered.
+pub(super) struct TaskEvaluator<'a> {
+    tasks: Vec<(String, Vec<Example>)>,
+    options: EvalOptions,
+    files: &'a ModelFiles,
+    cpu: &'a CpuArgs,
+}
+
+impl<'a> TaskEvaluator<'a> {
+    /// Draws the examples that `[eval]` asks for.
+    pub(super) fn new(
+        config: &EvalConfig,
+        files: &'a ModelFiles,
+        cpu: &'a CpuArgs,
+    ) -> Result<Self> {
+        let settings: Settings = config.settings.clone().try_into()?;
+        let options = TaskOptions {
+            split: settings.split.parse::<Split>().map_err(anyhow::Error::msg).context("split")?,
+            phrasing: settings
+                .phrasing
+                .parse::<Phrasing>()
+                .map_err(anyhow::Error::msg)
+                .context("phrasing")?,
+            max_difficulty: settings.max_difficulty,
+        };
+        let draw = |name: &String| {
+            let task: Task = name.parse().context("tasks")?;
+            let examples = (0..settings.count).map(|i| task.example(options, settings.seed, i));
+            Ok((name.clone(), examples.collect::<Result<_, _>>()?))
+        };
+        let tasks = settings.tasks.iter().map(draw).collect::<Result<_>>()?;
+        let budgets = settings.budgets.iter().map(budget).collect::<Result<_>>();
+        let options = EvalOptions {
+            budgets: budgets.context("budgets")?,
+            seed: settings.seed,
+            max_tokens: settings.max_tokens,
+            ..EvalOptions::default()
+        };
+        Ok(Self { tasks, options, files, cpu })
+    }
+
+    fn measure(&self, parameters: &[f32]) -> Result<Vec<(String, f64)>> {
+        let folder = tempfile::tempdir().context("a folder for the model that is measured")?;
+        let model = folder.path().join("model");
+        let layout = Layout::new(&self.files.config);
+        checkpoint_store::write_model(&model, &layout, parameters, &self.files.files, false)?;
+        let mut session = self.open(&model.to_string_lossy())?;
+        let mut values = Vec::new();
+        for (task, examples) in &self.tasks {
+            let Session { engine, model } = &mut session;
+            let rows = evaluate(engine, model, task, examples, &self.options, &mut || {});
+            for row in rows.with_context(|| task.clone())? {
+                let name = format!("{task} {}", row.budget);
+                if row.budget != Budget::Off {
+                    values.push((format!("{name} tokens"), row.thinking_tokens));
+                }
+                values.push((name, row.accuracy.share));
+            }
+        }
+        Ok(values)
+    }
+
+    fn open(&self, model: &str) -> Result<Session> {
+        let state = StateArgs { kv_dtype: KvDtypeArg::Bf16, state_dtype: StateDtypeArg::F32 };
+        let limits = Limits { state, context: None, num_speculative_tokens: 0 };
+        let config = EngineConfig { max_num_seqs: BATCH, ..EngineConfig::default() };
+        let load = LoadOptions { arithmetic: Arithmetic::Exact, weight_cache: false };
+        Session::open(Some(model), self.cpu.cpu()?, load, limits, config)
+    }
+}
+
+impl Evaluator for TaskEvaluator<'_> {
+    fn evaluate(&mut self, _: &Cpu, parameters: &[f32]) -> Result<Vec<(String, f64)>, BoxError> {
+        Ok(self.measure(parameters)?)
+    }
+}
+
+fn budget(value: &Value) -> Result<Budget> {
+    let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+    Ok(text.parse()?)
+}

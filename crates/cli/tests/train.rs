@@ -1,0 +1,160 @@
+//! `hybra train sft` and `hybra report` as a user runs them: killed runs end in the bytes of one that
+//! was left alone, and what cannot go on says why.
+
+mod support;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+use support::{hybra, hybra_fails};
+
+const STEPS: usize = 80;
+const RUN: &str = r#"
+seed = 3
+steps = 80
+[model]
+tokenizer = "tokenizer"
+pattern = "M-*-"
+hidden_size = 32
+intermediate_size = 64
+mamba_num_heads = 4
+mamba_head_dim = 16
+n_groups = 2
+ssm_state_size = 16
+num_attention_heads = 2
+num_key_value_heads = 1
+head_dim = 16
+max_position_embeddings = 512
+[schedule]
+kind = "cosine"
+warmup_steps = 5
+[checkpoint]
+every = 7
+[data]
+pack_len = 256
+batch_size = 2
+[[data.sources]]
+task = "chainbox"
+p_off = 0.2
+p_truncate = 0.3
+[[data.sources]]
+path = "about.jsonl"
+"#;
+
+/// A folder with a run file and what it names.
+fn prepared() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    let at = directory.path();
+    for (task, file) in [("about", "about.jsonl"), ("chainbox", "chainbox.jsonl")] {
+        hybra(at, &["data", task, "-n", "100", "-o", file]);
+    }
+    let words = ["data", "tokenizer", "--vocab-size", "300", "-o", "tokenizer"];
+    hybra(at, &[&words[..], &["about.jsonl", "chainbox.jsonl"]].concat());
+    fs::write(at.join("run.toml"), RUN).unwrap();
+    directory
+}
+
+fn train<'a>(output: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    [&["train", "sft", "--config", "run.toml", "--output", output][..], more].concat()
+}
+
+fn spawn(at: &Path, args: &[&str]) -> Child {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_hybra"));
+    command.args(args).current_dir(at).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+fn lines(file: &Path) -> usize {
+    fs::read(file).map_or(0, |bytes| bytes.iter().filter(|b| **b == b'\n').count())
+}
+
+/// Starts the run again and again, and kills it each time once its log has so many lines.
+fn kill_after(at: &Path, output: &str, logged: &[usize]) {
+    for (i, &logged) in logged.iter().enumerate() {
+        let mut child = spawn(at, &train(output, &["--threads", ["1", "2"][i % 2]]));
+        let start = Instant::now();
+        while lines(&at.join(output).join("log.jsonl")) < logged {
+            assert!(child.try_wait().unwrap().is_none(), "ended before line {logged}");
+            assert!(start.elapsed() < Duration::from_secs(120), "no line {logged}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(!at.join(output).join("model").exists(), "it had ended");
+    }
+}
+
+fn assert_same_runs(a: &Path, b: &Path) {
+    for file in ["log.jsonl", "model/model.safetensors", "model/lineage.json", "model/config.json"]
+    {
+        let [a, b] = [a, b].map(|run| fs::read(run.join(file)).unwrap());
+        assert!(a == b, "{file} differs");
+    }
+}
+
+#[test]
+fn a_killed_run_ends_in_the_same_bytes() {
+    let directory = prepared();
+    let at = directory.path();
+    hybra(at, &train("whole", &[]));
+    assert_eq!(lines(&at.join("whole/log.jsonl")), STEPS);
+    // Before the first checkpoint, at one, and between two.
+    kill_after(at, "killed", &[3, 14, 40]);
+    hybra(at, &train("killed", &["--threads", "2"]));
+    assert_same_runs(&at.join("whole"), &at.join("killed"));
+
+    let answer =
+        hybra(at, &["generate", "whole/model", "--prompt", "a=1;a?", "--max-tokens", "20"]);
+    assert!(answer.starts_with("<think>"), "{answer}");
+    let events = hybra(at, &train("whole", &["--json"]));
+    assert!(events.contains(r#""done""#) && !events.contains("loss"), "trained on: {events}");
+}
+
+#[test]
+fn a_run_goes_on_with_its_own_settings_only() {
+    let directory = prepared();
+    let at = directory.path();
+    kill_after(at, "run", &[10]);
+    let error = hybra_fails(at, &train("run", &["--set", "optimizer.lr=0.5"]));
+    assert!(error.contains("optimizer.lr") && error.contains("--resume"), "{error}");
+    let checkpoints = fs::read_dir(at.join("run/checkpoints")).unwrap();
+    let newest = checkpoints.map(|entry| entry.unwrap().path()).max().unwrap();
+    let name = newest.file_name().unwrap().to_str().unwrap().to_owned();
+    let newest = newest.join("model.safetensors");
+    let mut bytes = fs::read(&newest).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    fs::write(&newest, bytes).unwrap();
+    let error = hybra_fails(at, &train("run", &[]));
+    assert!(error.contains(&name) && error.contains("model.safetensors"), "{error}");
+    let error = hybra_fails(at, &train("other", &["--set", "model.hidden=3"]));
+    assert!(error.contains("hidden"), "{error}");
+    for (set, words) in [
+        ("eval.budgets=[\"many\"]", "many"),
+        ("eval.tasks=[\"chess\"]", "chess"),
+        ("eval.depth=3", "depth"),
+    ] {
+        let error = hybra_fails(at, &train("other", &["--set", "eval.every=5", "--set", set]));
+        assert!(error.contains("[eval]") && error.contains(words), "{error}");
+    }
+}
+
+/// Accuracy in the middle of a run, of whatever a model says that has seen little.
+#[test]
+fn a_report_shows_every_curve() {
+    let directory = prepared();
+    let at = directory.path();
+    let eval =
+        format!("{RUN}[eval]\nevery = 5\nbudgets = [\"off\", 4]\ncount = 3\nmax_tokens = 40\n");
+    fs::write(at.join("run.toml"), eval).unwrap();
+    hybra(at, &train("run", &["--set", "steps=9"]));
+    let log = fs::read_to_string(at.join("run/log.jsonl")).unwrap();
+    assert_eq!(log.matches(r#""chainbox off":"#).count(), 2, "at step 5 and at the end: {log}");
+    hybra(at, &["report", "run"]);
+    let html = fs::read_to_string(at.join("run/report.html")).unwrap();
+    for part in ["<svg", "loss", "gradient norm", "tokens per second", "eval: chainbox 4"] {
+        assert!(html.to_lowercase().contains(part), "no {part:?}");
+    }
+    assert!(!html.contains("<script"));
+    let error = hybra_fails(at, &["report", "nowhere"]);
+    assert!(error.contains("nowhere"), "{error}");
+}
