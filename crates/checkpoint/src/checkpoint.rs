@@ -124,6 +124,20 @@ impl Checkpoint {
             .ok_or_else(|| Error::NoTensor { path: self.path.clone(), tensor: name.to_owned() })
     }
 
+    /// BLAKE3 over names and bytes of all tensors, by name: two checkpoints with the same weights
+    /// have the same hash, however they are split into files.
+    pub fn hash(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        for &index in &self.by_name {
+            let view = self.tensors[index].view();
+            for part in [view.name.as_bytes(), view.data] {
+                hasher.update(&(part.len() as u64).to_le_bytes());
+                hasher.update(part);
+            }
+        }
+        hasher.finalize().to_hex().to_string()
+    }
+
     /// The metadata of a GGUF file.
     pub fn gguf(&self) -> Option<&Gguf> {
         self.gguf.as_ref()

@@ -26,6 +26,18 @@ impl Activations {
         Self::default()
     }
 
+    /// The residual stream of the last pass or piece of one: its first `len` values, T·h.
+    #[must_use]
+    pub fn residual(&self, len: usize) -> &[f32] {
+        &self.hidden[..len]
+    }
+
+    /// Puts a residual stream, `[T, h]`, before the layers that [`crate::NemotronH::run_layers`]
+    /// runs next.
+    pub fn set_residual(&mut self, hidden: &[f32]) {
+        sized(&mut self.hidden, hidden.len()).copy_from_slice(hidden);
+    }
+
     /// Bytes held.
     #[must_use]
     pub fn bytes(&self) -> usize {

@@ -7,7 +7,7 @@
 
 use crate::config::Config;
 use crate::layer::LayerConfig;
-use crate::observer::Observer;
+use crate::observer::{BlockActivations, Observer};
 use serde::Serialize;
 
 /// Lengths of the windows.
@@ -93,10 +93,10 @@ impl DensityCounter {
 }
 
 impl Observer for DensityCounter {
-    fn mlp_hidden(&mut self, layer: usize, hidden: &[f32], width: usize) {
-        let counted = self.layers.iter_mut().find(|counted| counted.layer == layer);
-        let counted = counted.expect("the counter was made for this config");
-        hidden.chunks_exact(width).for_each(|token| counted.add(token));
+    fn block(&mut self, layer: usize, seen: &BlockActivations) {
+        if let Some(counted) = self.layers.iter_mut().find(|counted| counted.layer == layer) {
+            seen.mixed.chunks_exact(counted.width).for_each(|token| counted.add(token));
+        }
     }
 }
 
@@ -174,8 +174,10 @@ mod tests {
             hidden[t * 100 + 5 * t..][..10].fill(0.5);
         }
         hidden[900..].fill(1.0);
-        counter.mlp_hidden(1, &hidden[..300], 100);
-        counter.mlp_hidden(1, &hidden[300..], 100);
+        for mixed in [&hidden[..300], &hidden[300..]] {
+            let (normed, in_proj, output) = (&[][..], &[][..], &[][..]);
+            counter.block(1, &BlockActivations { normed, in_proj, mixed, output });
+        }
         let layers = counter.layers();
         let [layer] = &layers[..] else { panic!("{layers:?}") };
         assert_eq!((layer.layer, layer.width, layer.tokens), (1, 100, 10));

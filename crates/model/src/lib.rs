@@ -7,7 +7,7 @@
 //! - [`tensors`]: the registry of tensor names, shapes and roles; [`load`] finds them in a
 //!   checkpoint; [`weights`] holds them.
 //! - [`state`]: what a sequence carries, [`state_image`] as bytes; [`batch`]: the new tokens of several sequences;
-//!   [`NemotronH::accept`] forgets drafted tokens.
+//!   [`NemotronH::accept`] forgets drafted tokens; [`NemotronH::run_layers`] runs some of the blocks.
 //! - [`memory`], [`report`]: parameters and bytes, from the config alone.
 //!
 //! Deterministic: a result depends on weights, tokens, states and the instruction set, not on the
@@ -30,6 +30,7 @@ mod mlp;
 pub mod nemotron_h;
 pub mod observer;
 pub mod parameters;
+mod pieces;
 pub mod presets;
 pub mod random;
 pub mod reference;
@@ -46,7 +47,7 @@ pub use config::Config;
 pub use error::ConfigError;
 pub use load::LoadError;
 pub use nemotron_h::{ForwardError, NemotronH, OpenError, SCAN_CHUNK};
-pub use observer::{NoObserver, Observer};
+pub use observer::{BlockActivations, NoObserver, Observer};
 pub use state::{SequenceState, StateDtypes};
 pub use state_image::{StateBytes, StateImageError};
 pub use weights::Weights;

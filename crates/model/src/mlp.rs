@@ -20,8 +20,3 @@ pub(crate) fn forward(pass: &Pass, w: &MlpWeights, act: &mut Activations) {
     let to = MatMut::new(&mut act.hidden[..tokens * hidden], hidden);
     w.down_proj.apply(cpu, x, &act.rounded, to, Epilogue::Add, &mut act.out);
 }
-
-/// The hidden units that [`forward`] left behind, after the squared ReLU: `[T, width]`.
-pub(crate) fn hidden(act: &Activations, tokens: usize, width: usize) -> &[f32] {
-    &act.wide[..tokens * width]
-}

@@ -25,7 +25,6 @@ use crate::state::{SequenceState, StateDtypes};
 use crate::weights::{LayerWeights, Matrix, Weights};
 use crate::{attention, mamba2, mlp};
 use hybra_checkpoint::Checkpoint;
-use hybra_kernels::ops::embedding::embedding;
 use hybra_kernels::ops::packed::Epilogue;
 use hybra_kernels::ops::rms_norm::rms_norm;
 use hybra_kernels::{Cpu, MatMut, MatRef};
@@ -127,40 +126,30 @@ impl NemotronH {
         if let Some(index) = batch.tokens().iter().position(|&id| id as usize >= vocab_size) {
             return Err(ForwardError::Token { index, id: batch.tokens()[index], vocab_size });
         }
-        let (tokens, h) = (batch.tokens().len(), self.config.hidden_size);
-        let out = MatMut::new(sized(&mut act.hidden, tokens * h), h);
-        embedding(cpu, self.weights.embedding.view(), batch.tokens(), out);
-        let pass =
-            Pass { cpu, batch, eps: self.config.norm_eps, dt_limit: self.config.time_step_limit };
-        for (layer, (config, weights)) in
-            self.config.layers.iter().zip(&self.weights.layers).enumerate()
-        {
-            self.block(&pass, layer, config, weights, act, states);
-            if let LayerConfig::Mlp(m) = config {
-                let width = m.intermediate_size;
-                observer.mlp_hidden(layer, mlp::hidden(act, tokens, width), width);
-            }
-            observer.block_output(layer, &act.hidden[..tokens * h]);
-        }
+        self.embed(cpu, batch, act);
+        self.run_layers(cpu, batch, states, act, 0..self.config.layers.len(), observer);
         for (segment, state) in batch.segments().iter().zip(states) {
             state.advance(segment.len);
             if segment.draft {
                 state.await_accept(segment.len);
             }
         }
-        Ok(self.logits(&pass, act))
+        Ok(self.logits(&self.pass(cpu, batch), act))
+    }
+
+    pub(crate) fn pass<'a>(&self, cpu: &'a Cpu, batch: &'a Batch) -> Pass<'a> {
+        Pass { cpu, batch, eps: self.config.norm_eps, dt_limit: self.config.time_step_limit }
     }
 
     /// `x += mixer(rms_norm(x))`.
-    fn block(
+    pub(crate) fn block(
         &self,
         pass: &Pass,
         layer: usize,
-        config: &LayerConfig,
-        weights: &LayerWeights,
         act: &mut Activations,
         states: &mut [&mut SequenceState],
     ) {
+        let (config, weights) = (&self.config.layers[layer], &self.weights.layers[layer]);
         let h = self.config.hidden_size;
         let len = pass.batch.tokens().len() * h;
         act.normed.resize(len, 0.0);

@@ -1,19 +1,27 @@
 //! A view into a running forward pass: comparison with a reference, importance scores.
 
-/// Called during a forward pass; every method does nothing by default.
-pub trait Observer {
-    /// The residual stream after block `layer`: `hidden` is `[T, h]`, T the batch's tokens.
-    fn block_output(&mut self, layer: usize, hidden: &[f32]) {
-        let _ = (layer, hidden);
-    }
+/// What a block computed; matrices have a row for each of the batch's tokens, T in all.
+pub struct BlockActivations<'a> {
+    /// The block's input after its norm, `[T, h]`: what its first projections read.
+    pub normed: &'a [f32],
+    /// Mamba's `z | x | B | C | dt` before the convolution, `[T, 2HP + 2GN + H]`; empty otherwise.
+    pub in_proj: &'a [f32],
+    /// What the last projection reads: Mamba's gated norm `[T, HP]`, the attention output
+    /// `[T, q·hd]`, or the MLP's units after the squared ReLU `[T, f]`.
+    pub mixed: &'a [f32],
+    /// The residual stream behind the block, `[T, h]`.
+    pub output: &'a [f32],
+}
 
-    /// The hidden units of MLP layer `layer` after the squared ReLU, before `down`: `[T, width]`.
-    fn mlp_hidden(&mut self, layer: usize, hidden: &[f32], width: usize) {
-        let _ = (layer, hidden, width);
-    }
+/// Called during a forward pass.
+pub trait Observer {
+    /// Block `layer` is done.
+    fn block(&mut self, layer: usize, seen: &BlockActivations);
 }
 
 /// Observes nothing.
 pub struct NoObserver;
 
-impl Observer for NoObserver {}
+impl Observer for NoObserver {
+    fn block(&mut self, _: usize, _: &BlockActivations) {}
+}

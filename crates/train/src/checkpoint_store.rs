@@ -407,16 +407,3 @@ fn failed(path: &Path, action: &'static str) -> impl FnOnce(io::Error) -> StoreE
     let path = path.to_owned();
     move |cause| StoreError::Io { path, action, cause }
 }
-
-/// BLAKE3 over names and bytes of tensors, in the order given, in hex: what [`Lineage::parent`]
-/// holds of a model in several files.
-pub fn hash_tensors<'a>(tensors: impl Iterator<Item = (&'a str, &'a [u8])>) -> String {
-    let mut hasher = blake3::Hasher::new();
-    for (name, bytes) in tensors {
-        for part in [name.as_bytes(), bytes] {
-            hasher.update(&(part.len() as u64).to_le_bytes());
-            hasher.update(part);
-        }
-    }
-    hasher.finalize().to_hex().to_string()
-}

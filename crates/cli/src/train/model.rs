@@ -4,7 +4,6 @@ use crate::convert::metadata::config_files;
 use crate::source::{self, Source};
 use anyhow::{Context, Result, bail};
 use hybra_chat::GenerationDefaults;
-use hybra_checkpoint::Checkpoint;
 use hybra_kernels::DType;
 use hybra_model::config::{Config, TorchDtype};
 use hybra_model::parameters::Layout;
@@ -44,7 +43,7 @@ fn from_checkpoint(from: &Path, stage: &'static str) -> Result<(ModelFiles, Init
     for name in TOKENIZER_FILES {
         files.extend(checkpoint.read_text(name)?.map(|text| (name.to_owned(), text.into_bytes())));
     }
-    let parent = Some(hash(&checkpoint));
+    let parent = Some(checkpoint.hash());
     Ok((ours(config, files, parent, stage), Box::new(move || weights)))
 }
 
@@ -101,12 +100,4 @@ fn ours(
 ) -> ModelFiles {
     let code_version = env!("CARGO_PKG_VERSION").to_owned();
     ModelFiles { config, files, parent, stage, code_version }
-}
-
-/// BLAKE3 over names and bytes of all tensors, by name.
-fn hash(checkpoint: &Checkpoint) -> String {
-    let mut names: Vec<&str> = checkpoint.tensors().map(|info| info.name.as_str()).collect();
-    names.sort_unstable();
-    let views = names.iter().filter_map(|name| checkpoint.get(name));
-    hybra_train::checkpoint_store::hash_tensors(views.map(|view| (view.name, view.data)))
 }

@@ -10,7 +10,9 @@ use crate::progress::Progress;
 use anyhow::Result;
 use hybra_kernels::Cpu;
 use hybra_kernels::ops::attention::KvDtype;
-use hybra_model::{Activations, Batch, LogitsFor, NemotronH, NoObserver, Observer, SequenceState};
+use hybra_model::{
+    Activations, Batch, BlockActivations, LogitsFor, NemotronH, NoObserver, Observer, SequenceState,
+};
 use std::collections::BTreeMap;
 
 /// How prompts are run.
@@ -219,7 +221,8 @@ impl<'a, 'c> Watch<'a, 'c> {
 }
 
 impl Observer for Watch<'_, '_> {
-    fn block_output(&mut self, layer: usize, hidden: &[f32]) {
+    fn block(&mut self, layer: usize, seen: &BlockActivations) {
+        let hidden = seen.output;
         self.bar.advance(1);
         let Some(expected) = self.case.hidden.get(&layer) else { return };
         let difference = self.differences.entry(layer).or_default();

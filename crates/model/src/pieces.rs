@@ -1,0 +1,62 @@
+//! A forward pass in pieces: embedding, then any of the layers, in any order.
+//!
+//! Whoever measures what a layer is worth leaves one out and runs those behind it from a residual
+//! stream that is already there. The pieces of a whole pass give the bits of
+//! [`NemotronH::forward`], which is made of them.
+
+use crate::activations::{Activations, sized};
+use crate::batch::Batch;
+use crate::layer::LayerConfig;
+use crate::nemotron_h::NemotronH;
+use crate::observer::{BlockActivations, Observer};
+use crate::state::SequenceState;
+use hybra_kernels::ops::embedding::embedding;
+use hybra_kernels::{Cpu, MatMut};
+
+impl NemotronH {
+    /// Puts the embeddings of the batch's tokens into the residual stream.
+    ///
+    /// # Panics
+    /// If a token is outside the vocabulary.
+    pub fn embed(&self, cpu: &Cpu, batch: &Batch, act: &mut Activations) {
+        let (tokens, h) = (batch.tokens().len(), self.config().hidden_size);
+        let out = MatMut::new(sized(&mut act.hidden, tokens * h), h);
+        embedding(cpu, self.weights().embedding.view(), batch.tokens(), out);
+    }
+
+    /// Adds `layers`, one after the other, to the residual stream of the batch, and moves their
+    /// states on; the states' lengths stay.
+    ///
+    /// # Panics
+    /// If a layer does not exist, or there are not as many states as segments.
+    pub fn run_layers(
+        &self,
+        cpu: &Cpu,
+        batch: &Batch,
+        states: &mut [&mut SequenceState],
+        act: &mut Activations,
+        layers: impl IntoIterator<Item = usize>,
+        observer: &mut dyn Observer,
+    ) {
+        assert_eq!(batch.segments().len(), states.len(), "one state per segment");
+        let (pass, tokens) = (self.pass(cpu, batch), batch.tokens().len());
+        for layer in layers {
+            self.block(&pass, layer, act, states);
+            observer.block(layer, &self.seen(layer, act, tokens));
+        }
+    }
+
+    /// What block `layer` left in its buffers.
+    fn seen<'a>(&self, layer: usize, act: &'a Activations, tokens: usize) -> BlockActivations<'a> {
+        let rows = tokens * self.config().hidden_size;
+        let (in_proj, mixed) = match &self.config().layers[layer] {
+            LayerConfig::Mamba2(m) => {
+                (&act.wide[..tokens * m.in_proj_rows()], &act.mix[..tokens * m.d_inner()])
+            }
+            LayerConfig::Attention(a) => (&[][..], &act.mix[..tokens * a.q_width()]),
+            LayerConfig::Mlp(m) => (&[][..], &act.wide[..tokens * m.intermediate_size]),
+        };
+        let (normed, output) = (&act.normed[..rows], &act.hidden[..rows]);
+        BlockActivations { normed, in_proj, mixed, output }
+    }
+}
