@@ -9,6 +9,7 @@
 mod stdout;
 
 mod bench;
+mod calibration;
 mod chat;
 mod convert;
 mod cpu;
@@ -16,10 +17,13 @@ mod data;
 mod eval;
 mod generate;
 mod hub;
+mod importance;
 mod init;
 mod inspect;
+mod lineage;
 mod options;
 mod progress;
+mod prune;
 mod reply;
 mod report;
 mod screen;
@@ -66,6 +70,8 @@ enum Command {
     Data(data::Args),
     Eval(eval::Args),
     Train(train::Args),
+    Importance(importance::Args),
+    Prune(prune::Args),
     Report(report::Args),
 }
 
@@ -99,6 +105,8 @@ fn run() -> anyhow::Result<ExitCode> {
         Some(Command::Data(args)) => data::run(args),
         Some(Command::Eval(args)) => eval::run(args),
         Some(Command::Train(args)) => train::run(args),
+        Some(Command::Importance(args)) => importance::run(args),
+        Some(Command::Prune(args)) => prune::run(args),
         Some(Command::Report(args)) => report::run(args),
         None => {
             Cli::command().print_help()?;

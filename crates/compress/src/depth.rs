@@ -132,6 +132,60 @@ pub fn cosine_order(config: &Config, moments: &Moments, floors: Floors) -> Vec<R
     }
 }
 
+/// A number of layers that the order cannot leave.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error(
+    "cannot keep {num_layers} layers with {attention} of attention: of the teacher's {of}, \
+     {removable} may go by the order; measure it with lower floors"
+)]
+pub struct DepthError {
+    /// Layers asked for.
+    pub num_layers: usize,
+    /// Attention layers asked for: a number or `any number`.
+    pub attention: String,
+    /// Layers of the teacher.
+    pub of: usize,
+    /// Layers in the order.
+    pub removable: usize,
+}
+
+/// The layers that stay of `num_layers`: attention layers beyond `attention` go first, then others,
+/// both in `order`, the least important first; with no number of attention layers, simply in order.
+///
+/// # Errors
+/// [`DepthError`].
+pub fn kept_layers(
+    teacher: &Config,
+    order: &[usize],
+    num_layers: usize,
+    attention: Option<usize>,
+) -> Result<Vec<usize>, DepthError> {
+    let of = teacher.layers.len();
+    let wrong = || DepthError {
+        num_layers,
+        attention: attention.map_or_else(|| "any number".to_owned(), |count| count.to_string()),
+        of,
+        removable: order.len(),
+    };
+    let is_attention = |layer: usize| teacher.layers[layer].kind() == LayerKind::Attention;
+    let mut kept: Vec<usize> = (0..of).collect();
+    if let Some(attention) = attention {
+        let surplus = kept.iter().filter(|&&layer| is_attention(layer)).count();
+        let surplus = surplus.checked_sub(attention).ok_or_else(wrong)?;
+        let going = order.iter().filter(|&&layer| is_attention(layer)).take(surplus);
+        let going: Vec<usize> = going.copied().collect();
+        kept.retain(|layer| !going.contains(layer));
+        if going.len() < surplus {
+            return Err(wrong());
+        }
+    }
+    let surplus = kept.len().checked_sub(num_layers).ok_or_else(wrong)?;
+    let free = |layer: &&usize| attention.is_none() || !is_attention(**layer);
+    let going: Vec<usize> = order.iter().filter(free).take(surplus).copied().collect();
+    kept.retain(|layer| !going.contains(layer));
+    if kept.len() == num_layers && num_layers > 0 { Ok(kept) } else { Err(wrong()) }
+}
+
 /// WᵀW of the output head, `[h, h]`.
 fn head_gram(cpu: &Cpu, model: &NemotronH) -> Vec<f32> {
     /// Rows of the head that are decoded at a time.

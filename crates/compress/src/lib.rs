@@ -1,16 +1,24 @@
 //! Importance, prune plans, compensation, search and merging: no gradients, no optimizer.
 //!
-//! - [`target`]: the shape of a student; [`plan`]: which channels of the teacher it keeps.
-//! - [`moments`]: one pass over calibration data; [`depth`]: the order in which layers go.
+//! - [`moments`]: one pass over calibration data, kept by [`store`]; [`scores`]: what channels are
+//!   worth; [`depth`]: the order in which layers go.
+//! - [`target`]: the shape of a student; [`mod@select`] makes the [`plan`]: which channels stay.
+//! - [`axes`]: the rows and columns of a plan; [`prune`]: applied to files; [`compensate`]: repair.
 //!
 //! Everything here is a deterministic function of its arguments: no clock, no environment, no
 //! printing. Checkpoints go in and out as directories, tensor by tensor.
 #![forbid(unsafe_code)]
 
+pub mod axes;
+pub mod compensate;
 pub mod depth;
 pub mod document;
 pub mod moments;
 pub mod plan;
+pub mod prune;
+pub mod scores;
+pub mod select;
+pub mod store;
 pub mod target;
 
 pub use depth::{Floors, Removal};

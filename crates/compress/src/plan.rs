@@ -189,6 +189,19 @@ impl PrunePlan {
         blake3::hash(self.to_json().as_bytes()).to_hex().to_string()
     }
 
+    /// Refuses a plan that was made for other weights than those with this hash.
+    ///
+    /// # Errors
+    /// [`PlanError::Teacher`].
+    pub fn check_teacher(&self, hash: &str) -> Result<(), PlanError> {
+        match &self.teacher {
+            Some(teacher) if teacher != hash => {
+                Err(PlanError::Teacher { expected: teacher.clone(), found: hash.to_owned() })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The configuration of the student, after every index has been checked against the teacher's.
     ///
     /// # Errors
@@ -340,7 +353,7 @@ mod tests {
             })
         });
         assert!(uneven.contains("as many heads of each"), "{uneven}");
-        let ragged = refused(&|plan| mamba(plan, &|_, channels| drop(channels[1].pop())));
+        let ragged = refused(&|plan| mamba(plan, &|_, channels| channels[1].truncate(1)));
         assert!(ragged.contains("channels of head 1"), "{ragged}");
         let twice = refused(&|plan| plan.hidden[1] = 0);
         assert!(twice.contains("hidden") && twice.contains("each index once"), "{twice}");
