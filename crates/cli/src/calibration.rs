@@ -5,8 +5,11 @@ use crate::source::{self, Source};
 use anyhow::{Context, Result, bail};
 use hybra_chat::ChatModel;
 use hybra_model::Config;
+use hybra_model::training::PackedBatch;
 use hybra_train::RunConfig;
-use hybra_train::data::{Corpus, DataConfig, SampleEncoder, SourceConfig, TooLong, task_generator};
+use hybra_train::data::{
+    Corpus, DataConfig, Document, SampleEncoder, SourceConfig, TooLong, task_generator,
+};
 use std::path::PathBuf;
 
 /// Where calibration documents come from.
@@ -34,12 +37,37 @@ pub(crate) struct CalibrationArgs {
 }
 
 impl CalibrationArgs {
-    /// The documents, and what they are, for people.
-    pub(crate) fn documents(
+    /// The tokens of the documents, and what they are, for people.
+    pub(crate) fn tokens(
         &self,
         source: &Source,
         config: &Config,
     ) -> Result<(Vec<Vec<u32>>, String)> {
+        let (documents, text) = self.documents(source, config)?;
+        Ok((documents.into_iter().map(|document| document.tokens).collect(), text))
+    }
+
+    /// The documents laid end to end, several thousand tokens in a pack.
+    pub(crate) fn packs(
+        &self,
+        source: &Source,
+        config: &Config,
+    ) -> Result<(Vec<PackedBatch>, String)> {
+        const PACK_TOKENS: usize = 4096;
+        let (documents, text) = self.documents(source, config)?;
+        let mut packs = vec![PackedBatch::default()];
+        for document in &documents {
+            let filled = packs.last().expect("at least one").tokens.len();
+            if filled > 0 && filled + document.tokens.len() > PACK_TOKENS {
+                packs.push(PackedBatch::default());
+            }
+            let pack = packs.last_mut().expect("at least one");
+            document.push_to(pack);
+        }
+        Ok((packs, text))
+    }
+
+    fn documents(&self, source: &Source, config: &Config) -> Result<(Vec<Document>, String)> {
         let data = self.data()?;
         let loaded = source::load_tokenizer(source, config)?;
         let source::LoadedTokenizer { tokenizer, eos_token_ids, defaults } = loaded;
@@ -49,8 +77,7 @@ impl CalibrationArgs {
         let mut documents = Vec::new();
         for index in 0..self.samples {
             let sample = corpus.sample(index)?;
-            documents
-                .extend(sample.documents.into_iter().flatten().map(|document| document.tokens));
+            documents.extend(sample.documents.into_iter().flatten());
         }
         if documents.is_empty() {
             bail!("calibration: no document has at most {} tokens; see --max-len", self.max_len);

@@ -88,7 +88,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let cpu = args.cpu.cpu()?;
     let load = LoadOptions { arithmetic: Arithmetic::Exact, weight_cache: false };
     let model = source::load_model(&source, &cpu, load)?;
-    let (documents, data) = args.calibration.documents(&source, model.config())?;
+    let (documents, data) = args.calibration.tokens(&source, model.config())?;
     let mut bar = Progress::pieces("documents", documents.len() as u64);
     let mut progress = |done| bar.set(done as u64);
     let moments = Moments::collect(&cpu, &model, &documents, args.gram, &mut progress)?;

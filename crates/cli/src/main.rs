@@ -14,6 +14,7 @@ mod chat;
 mod convert;
 mod cpu;
 mod data;
+mod divergence;
 mod eval;
 mod generate;
 mod hub;
@@ -72,6 +73,7 @@ enum Command {
     Train(train::Args),
     Importance(importance::Args),
     Prune(prune::Args),
+    Divergence(divergence::Args),
     Report(report::Args),
 }
 
@@ -107,6 +109,7 @@ fn run() -> anyhow::Result<ExitCode> {
         Some(Command::Train(args)) => train::run(args),
         Some(Command::Importance(args)) => importance::run(args),
         Some(Command::Prune(args)) => prune::run(args),
+        Some(Command::Divergence(args)) => divergence::run(args),
         Some(Command::Report(args)) => report::run(args),
         None => {
             Cli::command().print_help()?;

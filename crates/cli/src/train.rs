@@ -9,8 +9,10 @@ mod model;
 mod objective;
 mod view;
 
+pub(crate) use objective::weighted;
+
 use crate::cpu::CpuArgs;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use evaluator::TaskEvaluator;
 use hybra_train::{Comm, Evaluator, Outcome, RunConfig, RunDir, Start, Trainer};
@@ -31,23 +33,52 @@ pub(crate) struct Args {
 
 #[derive(Subcommand)]
 enum Stage {
-    Sft(SftArgs),
+    /// Teach a model from conversations, or pretrain it on text
+    ///
+    /// RUN gets checkpoints (each a model that can be served), log.jsonl, timing.jsonl and, at the
+    /// end, model/. Started again with the same file, the command goes on from the last whole
+    /// checkpoint, to the same bytes as if it had never stopped.
+    #[command(after_help = SFT_EXAMPLES)]
+    Sft(RunArgs),
+    /// Teach a student what a teacher says: `[distil] teacher = DIR` in the run file
+    ///
+    /// The loss is the divergence from the teacher's next-token distributions, over all tokens of
+    /// the data; the log has it for prompts, thinking, answers and tool calls. RUN is as of `sft`.
+    #[command(after_help = DISTIL_EXAMPLES)]
+    Distil(RunArgs),
 }
 
-/// Teach a model from conversations, or pretrain it on text
-///
-/// RUN gets checkpoints (each a model that can be served), log.jsonl, timing.jsonl and, at the end,
-/// model/. Started again with the same file, the command goes on from the last whole checkpoint, to
-/// the same bytes as if it had never stopped.
-#[derive(clap::Args)]
-#[command(after_help = "\
+const DISTIL_EXAMPLES: &str = "\
+Examples:
+  hybra train distil --config distil.toml --output my-run
+  hybra train distil --config distil.toml --output my-run --set model.from=student --set steps=500
+
+In the run file, beside what `sft` has ([[phases]] are optional, a short context then a long one):
+  [model]
+  from = \"student\"            what `hybra prune` wrote
+  [distil]
+  teacher = \"teacher\"
+  temperature = 1.0
+  direction = \"forward\"       or \"reverse\"
+  tokens = \"all\"              or \"learned\": those that sft would learn
+  [[phases]]
+  steps = 900
+  pack_len = 1024
+  [[phases]]
+  steps = 100
+  pack_len = 4096";
+
+const SFT_EXAMPLES: &str = "\
 Examples:
   hybra train sft --config run.toml --output my-run
   hybra train sft --config run.toml --output my-run --set optimizer.lr=3e-4 --set steps=200
   mpirun -n 4 hybra train sft --config run.toml --output my-run   (built with --features mpi)
 
-Curves of a run: `hybra report my-run`. The model: `hybra chat my-run/model`.")]
-pub(crate) struct SftArgs {
+Curves of a run: `hybra report my-run`. The model: `hybra chat my-run/model`.";
+
+/// A run of any stage.
+#[derive(clap::Args)]
+pub(crate) struct RunArgs {
     /// The run file
     #[arg(long, value_name = "RUN.toml")]
     config: PathBuf,
@@ -73,28 +104,39 @@ pub(crate) struct SftArgs {
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     match args.stage {
-        Stage::Sft(args) => {
-            #[cfg(feature = "mpi")]
-            let comm = hybra_train::comm::MpiComm::join()?;
-            #[cfg(not(feature = "mpi"))]
-            let comm = hybra_train::LocalComm::single();
-            let ended = sft(&args, &comm);
-            #[cfg(feature = "mpi")]
-            if let (Err(error), true) = (&ended, comm.size() > 1) {
-                eprintln!("error: rank {}: {error:#}", comm.rank());
-                // The others wait for this rank and would not end by themselves.
-                comm.abort(1);
-            }
-            ended
-        }
+        Stage::Sft(args) => ranks(&args, "sft"),
+        Stage::Distil(args) => ranks(&args, "distil"),
     }
 }
 
-fn sft(args: &SftArgs, comm: &dyn Comm) -> Result<ExitCode> {
+/// Joins the ranks that run the stage with this one.
+fn ranks(args: &RunArgs, stage: &'static str) -> Result<ExitCode> {
+    #[cfg(feature = "mpi")]
+    let comm = hybra_train::comm::MpiComm::join()?;
+    #[cfg(not(feature = "mpi"))]
+    let comm = hybra_train::LocalComm::single();
+    let ended = train(args, stage, &comm);
+    #[cfg(feature = "mpi")]
+    if let (Err(error), true) = (&ended, comm.size() > 1) {
+        eprintln!("error: rank {}: {error:#}", comm.rank());
+        // The others wait for this rank and would not end by themselves.
+        comm.abort(1);
+    }
+    ended
+}
+
+fn train(args: &RunArgs, stage: &'static str, comm: &dyn Comm) -> Result<ExitCode> {
     let config = RunConfig::read(&args.config, &args.set)?;
+    if config.distil.is_some() && stage != "distil" {
+        let path = args.config.display();
+        bail!("{path}: `[distil]` belongs to `hybra train distil`, which takes the same options");
+    }
     let cpu = args.cpu.cpu()?;
-    let (files, initial) = model::open(&config.model, config.seed, "sft")?;
-    let mut objective = objective::sft(&config, &files.config);
+    let (files, initial) = model::open(&config.model, config.seed, stage)?;
+    let mut objective = match stage {
+        "distil" => objective::distil(&config, &files)?,
+        _ => objective::sft(&config, &files.config),
+    };
     let mut batches = objective::batches(&config, &files)?;
     let evaluator =
         config.eval.as_ref().map(|eval| TaskEvaluator::new(eval, &files, &args.cpu)).transpose();

@@ -7,6 +7,7 @@ mod model;
 
 pub use model::{ModelConfig, TokenIds};
 
+use crate::distil::DistilConfig;
 use crate::optimizer::OptimizerConfig;
 use crate::schedule::Schedule;
 use serde::{Deserialize, Serialize};
@@ -45,6 +46,12 @@ pub struct RunConfig {
     /// What is written down.
     #[serde(default)]
     pub log: LogConfig,
+    /// What a student learns from; of `hybra train distil` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub distil: Option<DistilConfig>,
+    /// Parts of the run with data of their own shape, one after the other.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub phases: Vec<PhaseConfig>,
     /// What is measured in between.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eval: Option<EvalConfig>,
@@ -57,6 +64,20 @@ pub enum Precision {
     /// f32.
     #[default]
     F32,
+}
+
+/// One of `[[phases]]`: what it says replaces what `[data]` says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PhaseConfig {
+    /// Steps; all phases together have the run's.
+    pub steps: u64,
+    /// Tokens of a pack: the longest context.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pack_len: Option<usize>,
+    /// Packs of a step.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub batch_size: Option<usize>,
 }
 
 /// `[checkpoint]`.
@@ -198,6 +219,14 @@ impl RunConfig {
         }
         if self.log.every == 0 {
             return Err(wrong("log.every", "at least 1", &0));
+        }
+        let phases: u64 = self.phases.iter().map(|phase| phase.steps).sum();
+        if !self.phases.is_empty() && phases != self.steps {
+            let expected = format!("steps that sum to the run's {}", self.steps);
+            return Err(wrong("phases", &expected, &phases));
+        }
+        if let Some((key, expected, found)) = self.distil.as_ref().and_then(DistilConfig::defect) {
+            return Err(wrong(&format!("distil.{key}"), expected, &found));
         }
         if self.eval.as_ref().is_some_and(|eval| eval.every == 0) {
             return Err(wrong("eval.every", "at least 1", &0));

@@ -2,6 +2,7 @@
 //!
 //! - [`trainer`]: the loop; read it first. [`config`] is its TOML file, [`schedule`] its learning
 //!   rate, [`optimizer`] its AdamW.
+//! - [`cross_entropy`], [`distil`], [`dpo`]: what is minimized.
 //! - [`objective`]: what the loop needs to know of a stage: a loss with its gradient, and data.
 //! - [`comm`]: ranks, in one process or over MPI, and sums in one fixed order.
 //! - [`checkpoint_store`]: what is kept of a run, and checked when it goes on; [`run_dir`] and
@@ -18,6 +19,7 @@ pub mod comm;
 pub mod config;
 pub mod cross_entropy;
 pub mod data;
+pub mod distil;
 pub mod dpo;
 pub mod log;
 pub mod objective;

@@ -85,7 +85,7 @@ mod tests {
         let mut tokens = tokenizer.encode("an\nb\té", false).unwrap();
         tokens.push(12);
         let mask = vec![false, false, true, true, true, false, true];
-        let found = Document { tokens, mask, thinking: Vec::new() };
+        let found = Document { tokens, mask, ..Document::default() };
         assert_eq!(
             document(&tokenizer, &found, Style::Plain),
             "an│⏎│\n[b][\\t][\\xc3]\\xa9│[<SPECIAL_12>]"

@@ -1,14 +1,18 @@
 //! The parts of a stage, made from a run file: what is minimized, and on what.
 
-use anyhow::{Context, Result};
+use crate::source::{self, Source};
+use anyhow::{Context, Result, bail};
 use hybra_chat::{ChatModel, GenerationDefaults};
 use hybra_model::config::Config;
+use hybra_model::parameters::Layout;
 use hybra_model::training::{Keep, PackedBatch, Trainable};
 use hybra_tokenizer::{SpecialIds, Tokenizer};
 use hybra_train::cross_entropy::CrossEntropy;
-use hybra_train::data::{Corpus, DataConfig, DataLoader, SampleEncoder, task_generator};
+use hybra_train::data::{Corpus, DataConfig, DataLoader, Phases, SampleEncoder, task_generator};
+use hybra_train::distil::{Distillation, Weighted};
 use hybra_train::{Batches, BoxError, ModelFiles, Objective, RunConfig};
 use serde_json::Value;
+use std::path::Path;
 
 /// Next-token cross entropy of a model of this shape.
 pub(crate) fn sft(run: &RunConfig, config: &Config) -> Box<dyn Objective> {
@@ -16,10 +20,51 @@ pub(crate) fn sft(run: &RunConfig, config: &Config) -> Box<dyn Objective> {
     Box::new(CrossEntropy::new(Trainable::new(config.clone(), keep)))
 }
 
+/// Divergence from the run's teacher, which must read and write the student's tokens.
+pub(crate) fn distil(run: &RunConfig, model: &ModelFiles) -> Result<Box<dyn Objective>> {
+    let distil =
+        run.distil.clone().context("[distil]: expected `teacher = DIR`; found no table")?;
+    let teacher = teacher(&distil.teacher, model)?;
+    let keep = if run.gradient_checkpointing { Keep::Inputs } else { Keep::Projections };
+    let student = Trainable::new(model.config.clone(), keep);
+    Ok(Box::new(Distillation::new(student, teacher, distil)))
+}
+
+/// The teacher in `dir`.
+fn teacher(dir: &Path, student: &ModelFiles) -> Result<Weighted> {
+    let source = source::resolve(Some(&dir.to_string_lossy())).context("[distil]: teacher")?;
+    let (teacher, name) = (weighted(&source)?, dir.display());
+    let (of, own) = (teacher.model.config().vocab_size, student.config.vocab_size);
+    if of != own {
+        bail!("{name}: the teacher's vocabulary has {of} entries, the student's {own}");
+    }
+    let text = source.checkpoint.read_text("tokenizer.json")?;
+    let own = student.files.iter().find(|(name, _)| name == "tokenizer.json");
+    if let (Some(text), Some((_, own))) = (text, own)
+        && text.as_bytes() != own.as_slice()
+    {
+        bail!(
+            "{name}: the teacher's tokenizer.json is not the student's: distillation needs the same"
+        );
+    }
+    Ok(teacher)
+}
+
+/// A checkpoint's shape and weights in f32.
+pub(crate) fn weighted(source: &Source) -> Result<Weighted> {
+    let config = Config::from_checkpoint(&source.checkpoint)?;
+    let parameters = Layout::new(&config).load(&source.checkpoint, &config)?;
+    Ok(Weighted { model: Trainable::new(config, Keep::Inputs), parameters })
+}
+
 /// The micro-batches that `[data]` describes, as tokens of the model's own tokenizer.
 pub(crate) fn batches(run: &RunConfig, model: &ModelFiles) -> Result<Box<dyn Batches>> {
     let config: DataConfig = run.data.clone().try_into().context("[data]")?;
     let encoder = SampleEncoder::new(chat_model(model)?)?;
+    if !run.phases.is_empty() {
+        let phases = Phases::open(&config, &run.phases, &encoder).context("[data], [[phases]]")?;
+        return Ok(Box::new(phases));
+    }
     let corpus = Corpus::open(&config, encoder, &task_generator).context("[data]")?;
     Ok(Box::new(Loader(DataLoader::new(corpus))))
 }

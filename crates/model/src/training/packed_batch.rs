@@ -16,6 +16,8 @@ pub struct PackedBatch {
     pub labels: Vec<u32>,
     /// Share of the loss, 0 or 1 for plain masks.
     pub weights: Vec<f32>,
+    /// What the label is, in numbers of the caller's; 0 where nobody says. For logs alone.
+    pub classes: Vec<u8>,
 }
 
 impl PackedBatch {
@@ -32,6 +34,25 @@ impl PackedBatch {
         self.labels.push(0);
         self.weights.extend(mask[1..].iter().map(|&learn| f32::from(u8::from(learn))));
         self.weights.push(0.0);
+        self.classes.resize(self.tokens.len(), 0);
+    }
+
+    /// Says what the tokens of the last document are.
+    ///
+    /// # Panics
+    /// If there is none, or it has another length.
+    pub fn classify(&mut self, classes: &[u8]) {
+        let len = *self.documents.last().expect("a document");
+        assert_eq!(classes.len(), len, "a class for each token");
+        let from = self.tokens.len() - len;
+        self.classes[from..from + len - 1].copy_from_slice(&classes[1..]);
+    }
+
+    /// 1 for every token that another one of its document follows, whatever the mask.
+    #[must_use]
+    pub fn followed(&self) -> Vec<f32> {
+        let document = |&len: &usize| std::iter::repeat_n(1.0, len - 1).chain([0.0]);
+        self.documents.iter().flat_map(document).collect()
     }
 
     /// Number of tokens that are learned.

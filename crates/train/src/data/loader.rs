@@ -173,6 +173,15 @@ impl DataLoader {
         Self { corpus, state, documents: Vec::new() }
     }
 
+    /// At another sample than the first; before the first step.
+    ///
+    /// # Panics
+    /// If there was a step.
+    pub fn begin_at(&mut self, sample: u64) {
+        assert_eq!((self.state.step, self.documents.len()), (0, 0), "before the first step");
+        self.state.next_sample = sample;
+    }
+
     /// The data.
     pub fn corpus(&self) -> &Corpus {
         &self.corpus
@@ -232,7 +241,7 @@ impl DataLoader {
         let mut pack = PackedBatch::default();
         for &at in &taken {
             let document = &self.documents[at];
-            pack.push(&document.tokens, &document.mask);
+            document.push_to(&mut pack);
         }
         taken.sort_unstable();
         for &at in taken.iter().rev() {

@@ -12,18 +12,68 @@ use super::record::{Conversation, Record};
 use super::trace::{Chance, forced};
 use hybra_chat::{ChatError, ChatInput, ChatModel};
 use hybra_engine::ThinkingParams;
+use hybra_model::training::PackedBatch;
 use hybra_tokenizer::{ForcedClose, ThinkTags, Tokenizer};
 use serde::Serialize;
 
 /// Tokens of one document.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Document {
     /// The ids.
     pub tokens: Vec<u32>,
     /// For each token, whether it is learned. The first never is: nothing predicts it.
     pub mask: Vec<bool>,
+    /// What each token is.
+    pub classes: Vec<TokenClass>,
     /// How each assistant turn in it thinks; empty for plain text.
     pub thinking: Vec<Thinking>,
+}
+
+impl Document {
+    /// Adds it to a pack.
+    pub fn push_to(&self, pack: &mut PackedBatch) {
+        pack.push(&self.tokens, &self.mask);
+        let classes: Vec<u8> = self.classes.iter().map(|&class| class as u8).collect();
+        pack.classify(&classes);
+    }
+}
+
+/// What a token of a document is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[repr(u8)]
+pub enum TokenClass {
+    /// Not the assistant's: headers, other roles, tools.
+    Prompt,
+    /// A trace with its close tag.
+    Thinking,
+    /// An answer with the end of its turn, or plain text.
+    Answer,
+    /// A turn that calls tools, behind its trace.
+    Tool,
+}
+
+impl TokenClass {
+    /// All, by number.
+    pub const ALL: [Self; 4] = [Self::Prompt, Self::Thinking, Self::Answer, Self::Tool];
+
+    /// Of the class, as metrics are called.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Prompt => "prompt",
+            Self::Thinking => "thinking",
+            Self::Answer => "answer",
+            Self::Tool => "tool",
+        }
+    }
+}
+
+/// A token that the assistant writes.
+struct Written {
+    id: u32,
+    learned: bool,
+    class: TokenClass,
 }
 
 /// The form of an assistant turn.
@@ -114,16 +164,17 @@ impl SampleEncoder {
             let document = match continues {
                 Some(last) => last,
                 None => {
-                    let (tokens, mask) = (Vec::new(), Vec::new());
-                    documents.push(Document { tokens, mask, thinking: Vec::new() });
+                    documents.push(Document::default());
                     documents.last_mut().expect("it was just pushed")
                 }
             };
             document.tokens.extend_from_slice(&prompt[document.tokens.len()..]);
             document.mask.resize(prompt.len(), false);
-            for (id, learned) in completion {
+            document.classes.resize(prompt.len(), TokenClass::Prompt);
+            for Written { id, learned, class } in completion {
                 document.tokens.push(id);
                 document.mask.push(learned);
+                document.classes.push(class);
             }
             document.thinking.push(thinking);
         }
@@ -138,7 +189,8 @@ impl SampleEncoder {
         tokens.extend(self.tokenizer().eos_ids().first());
         let mut mask = vec![true; tokens.len()];
         mask[0] = false;
-        Ok(Document { tokens, mask, thinking: Vec::new() })
+        let classes = vec![TokenClass::Answer; tokens.len()];
+        Ok(Document { tokens, mask, classes, thinking: Vec::new() })
     }
 
     /// Prompt and completion of assistant turn `index`.
@@ -147,7 +199,7 @@ impl SampleEncoder {
         turns: &Turns,
         index: usize,
         draws: &mut Draws,
-    ) -> Result<(Vec<u32>, Vec<(u32, bool)>, Thinking), DataError> {
+    ) -> Result<(Vec<u32>, Vec<Written>, Thinking), DataError> {
         let chance = Chance::draw(draws);
         let message = &turns.conversation.messages[index];
         let options = turns.options;
@@ -178,7 +230,9 @@ impl SampleEncoder {
         };
         let answer = self.answer(input, message, &prompt, enabled);
         let answer = answer.map_err(|error| error.at(turns.place, index))?;
-        completion.extend(answer.into_iter().map(|id| (id, true)));
+        let class =
+            if message.tool_calls.is_empty() { TokenClass::Answer } else { TokenClass::Tool };
+        completion.extend(answer.into_iter().map(|id| Written { id, learned: true, class }));
         Ok((prompt.ids, completion, form))
     }
 
@@ -189,19 +243,23 @@ impl SampleEncoder {
         trace: &str,
         chance: &Chance,
         p_mid_step: Option<f64>,
-    ) -> Result<(Vec<(u32, bool)>, Thinking), ChatError> {
+    ) -> Result<(Vec<Written>, Thinking), ChatError> {
         let ids = tags.trace.encode(self.tokenizer(), trace)?;
         let cut = p_mid_step.and_then(|p| chance.cut(self.tokenizer(), &ids, trace.len(), p));
         let Some(cut) = cut else {
-            return Ok((ids.into_iter().map(|id| (id, true)).collect(), Thinking::Full));
+            return Ok((thinking(&ids, true).collect(), Thinking::Full));
         };
         let kept = &ids[..cut.kept];
         let text: Vec<u8> =
             kept.iter().flat_map(|&id| self.tokenizer().token_bytes(id)).copied().collect();
-        let inserted = forced(&tags.forced, &tags.tags.close, &text).iter().map(|&id| (id, false));
-        let completion = kept.iter().map(|&id| (id, true)).chain(inserted).collect();
+        let inserted = forced(&tags.forced, &tags.tags.close, &text);
+        let completion = thinking(kept, true).chain(thinking(inserted, false)).collect();
         Ok((completion, Thinking::Truncated { budget: cut.budget, kept: cut.kept }))
     }
+}
+
+fn thinking(ids: &[u32], learned: bool) -> impl Iterator<Item = Written> {
+    ids.iter().map(move |&id| Written { id, learned, class: TokenClass::Thinking })
 }
 
 pub(super) fn chat_error(place: &Place, message: usize) -> impl FnOnce(ChatError) -> DataError {

@@ -65,7 +65,7 @@ fn save(
     let path = dir.join(format!("step-{step:06}-rank{}.json", comm.rank()));
     let own = share(0..batches.len(), comm.rank(), comm.size());
     let batches = own.map(|index| {
-        let PackedBatch { tokens, documents, labels, weights } = &batches[index];
+        let PackedBatch { tokens, documents, labels, weights, .. } = &batches[index];
         json!({
             "index": index, "tokens": tokens, "documents": documents,
             "labels": labels, "weights": weights,
