@@ -11,6 +11,7 @@ use hybra_train::data::{
     Corpus, DataConfig, Document, SampleEncoder, SourceConfig, TooLong, task_generator,
 };
 use std::path::PathBuf;
+use toml::Table;
 
 /// Where calibration documents come from.
 #[derive(clap::Args)]
@@ -36,74 +37,87 @@ pub(crate) struct CalibrationArgs {
     seed: u64,
 }
 
+/// Samples of a blend.
+pub(crate) struct Calibration {
+    data: DataConfig,
+    samples: u64,
+}
+
+/// The first `samples` of a run file's `[data]` in the order of another seed.
+pub(crate) fn of_table(data: &Table, samples: u64, seed: u64) -> Result<Calibration> {
+    let data: DataConfig = data.clone().try_into().context("[data]")?;
+    Ok(Calibration::new(DataConfig { seed, ..data }, samples))
+}
+
 impl CalibrationArgs {
-    /// The tokens of the documents, and what they are, for people.
-    pub(crate) fn tokens(
-        &self,
-        source: &Source,
-        config: &Config,
-    ) -> Result<(Vec<Vec<u32>>, String)> {
-        let (documents, text) = self.documents(source, config)?;
-        Ok((documents.into_iter().map(|document| document.tokens).collect(), text))
-    }
-
-    /// The documents laid end to end, several thousand tokens in a pack.
-    pub(crate) fn packs(
-        &self,
-        source: &Source,
-        config: &Config,
-    ) -> Result<(Vec<PackedBatch>, String)> {
-        const PACK_TOKENS: usize = 4096;
-        let (documents, text) = self.documents(source, config)?;
-        let mut packs = vec![PackedBatch::default()];
-        for document in &documents {
-            let filled = packs.last().expect("at least one").tokens.len();
-            if filled > 0 && filled + document.tokens.len() > PACK_TOKENS {
-                packs.push(PackedBatch::default());
-            }
-            let pack = packs.last_mut().expect("at least one");
-            document.push_to(pack);
-        }
-        Ok((packs, text))
-    }
-
-    fn documents(&self, source: &Source, config: &Config) -> Result<(Vec<Document>, String)> {
-        let data = self.data()?;
-        let loaded = source::load_tokenizer(source, config)?;
-        let source::LoadedTokenizer { tokenizer, eos_token_ids, defaults } = loaded;
-        let model = ChatModel::new(source.name.clone(), tokenizer, eos_token_ids, defaults)?;
-        let encoder = SampleEncoder::new(model)?;
-        let corpus = Corpus::open(&data, encoder, &task_generator).context("calibration")?;
-        let mut documents = Vec::new();
-        for index in 0..self.samples {
-            let sample = corpus.sample(index)?;
-            documents.extend(sample.documents.into_iter().flatten());
-        }
-        if documents.is_empty() {
-            bail!("calibration: no document has at most {} tokens; see --max-len", self.max_len);
-        }
-        let text = format!("{} samples, seed {}, of {}", self.samples, self.seed, name(&data));
-        Ok((documents, text))
-    }
-
-    fn data(&self) -> Result<DataConfig> {
+    /// The samples that the command line asks for.
+    pub(crate) fn calibration(&self) -> Result<Calibration> {
         if let Some(path) = &self.config {
             let run = RunConfig::read(path, &[])?;
-            let mut data: DataConfig = run.data.try_into().context("[data]")?;
-            (data.pack_len, data.seed) = (self.max_len, self.seed);
-            data.sources.iter_mut().for_each(|source| source.too_long = TooLong::Drop);
-            return Ok(data);
+            let data: DataConfig = run.data.try_into().context("[data]")?;
+            let data = DataConfig { pack_len: self.max_len, seed: self.seed, ..data };
+            return Ok(Calibration::new(data, self.samples));
         }
-        let base = SourceConfig { too_long: TooLong::Drop, ..SourceConfig::default() };
-        let file = |path: &PathBuf| SourceConfig { path: Some(path.clone()), ..base.clone() };
-        let task = |name: &String| SourceConfig { task: Some(name.clone()), ..base.clone() };
+        let base = SourceConfig::default;
+        let file = |path: &PathBuf| SourceConfig { path: Some(path.clone()), ..base() };
+        let task = |name: &String| SourceConfig { task: Some(name.clone()), ..base() };
         let sources: Vec<_> =
             self.data.iter().map(file).chain(self.task.iter().map(task)).collect();
         if sources.is_empty() {
             bail!("calibration data: expected --config RUN.toml, --data FILE or --task TASK");
         }
         let (seed, pack_len) = (self.seed, self.max_len);
-        Ok(DataConfig { seed, pack_len, batch_size: 1, pool: 1, sources })
+        let data = DataConfig { seed, pack_len, batch_size: 1, pool: 1, sources };
+        Ok(Calibration::new(data, self.samples))
+    }
+}
+
+impl Calibration {
+    fn new(mut data: DataConfig, samples: u64) -> Self {
+        data.sources.iter_mut().for_each(|source| source.too_long = TooLong::Drop);
+        Self { data, samples }
+    }
+
+    /// The tokens of the documents.
+    pub(crate) fn tokens(&self, source: &Source, config: &Config) -> Result<Vec<Vec<u32>>> {
+        let documents = self.documents(source, config)?;
+        Ok(documents.into_iter().map(|document| document.tokens).collect())
+    }
+
+    /// The documents laid end to end, several thousand tokens in a pack.
+    pub(crate) fn packs(&self, source: &Source, config: &Config) -> Result<Vec<PackedBatch>> {
+        const PACK_TOKENS: usize = 4096;
+        let mut packs = vec![PackedBatch::default()];
+        for document in self.documents(source, config)? {
+            let filled = packs.last().expect("at least one").tokens.len();
+            if filled > 0 && filled + document.tokens.len() > PACK_TOKENS {
+                packs.push(PackedBatch::default());
+            }
+            document.push_to(packs.last_mut().expect("at least one"));
+        }
+        Ok(packs)
+    }
+
+    fn documents(&self, source: &Source, config: &Config) -> Result<Vec<Document>> {
+        let loaded = source::load_tokenizer(source, config)?;
+        let source::LoadedTokenizer { tokenizer, eos_token_ids, defaults } = loaded;
+        let model = ChatModel::new(source.name.clone(), tokenizer, eos_token_ids, defaults)?;
+        let encoder = SampleEncoder::new(model)?;
+        let corpus = Corpus::open(&self.data, encoder, &task_generator).context("calibration")?;
+        let mut documents = Vec::new();
+        for index in 0..self.samples {
+            documents.extend(corpus.sample(index)?.documents.into_iter().flatten());
+        }
+        if documents.is_empty() {
+            bail!("calibration: no document has at most {} tokens", self.data.pack_len);
+        }
+        Ok(documents)
+    }
+
+    /// For people.
+    pub(crate) fn describe(&self) -> String {
+        let (samples, seed) = (self.samples, self.data.seed);
+        format!("{samples} samples, seed {seed}, of {}", name(&self.data))
     }
 }
 

@@ -44,7 +44,9 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     if of != own {
         bail!("the teacher's vocabulary has {of} entries, the student's {own}");
     }
-    let (packs, data) = args.calibration.packs(&source, teacher.model.config())?;
+    let calibration = args.calibration.calibration()?;
+    let packs = calibration.packs(&source, teacher.model.config())?;
+    let data = calibration.describe();
     let found = divergence(&cpu, &teacher, &student, &packs);
     if args.json {
         let classes: serde_json::Map<_, _> =

@@ -88,7 +88,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let cpu = args.cpu.cpu()?;
     let load = LoadOptions { arithmetic: Arithmetic::Exact, weight_cache: false };
     let model = source::load_model(&source, &cpu, load)?;
-    let (documents, data) = args.calibration.tokens(&source, model.config())?;
+    let calibration = args.calibration.calibration()?;
+    let documents = calibration.tokens(&source, model.config())?;
     let mut bar = Progress::pieces("documents", documents.len() as u64);
     let mut progress = |done| bar.set(done as u64);
     let moments = Moments::collect(&cpu, &model, &documents, args.gram, &mut progress)?;
@@ -113,7 +114,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         }
     };
     let hash = source.checkpoint.hash();
-    let importance = Importance::new(hash, data, depth, (removals, moments));
+    let importance = Importance::new(hash, calibration.describe(), depth, (removals, moments));
     importance.write(&args.output, args.force)?;
     report(&args, &importance);
     Ok(ExitCode::SUCCESS)

@@ -23,11 +23,13 @@ mod init;
 mod inspect;
 mod lineage;
 mod options;
+mod picture;
 mod progress;
 mod prune;
 mod reply;
 mod report;
 mod screen;
+mod search;
 mod serve;
 mod session;
 mod size;
@@ -74,6 +76,7 @@ enum Command {
     Importance(importance::Args),
     Prune(prune::Args),
     Divergence(divergence::Args),
+    Search(search::Args),
     Report(report::Args),
 }
 
@@ -110,6 +113,7 @@ fn run() -> anyhow::Result<ExitCode> {
         Some(Command::Importance(args)) => importance::run(args),
         Some(Command::Prune(args)) => prune::run(args),
         Some(Command::Divergence(args)) => divergence::run(args),
+        Some(Command::Search(args)) => search::run(args),
         Some(Command::Report(args)) => report::run(args),
         None => {
             Cli::command().print_help()?;

@@ -16,7 +16,7 @@ use hybra_compress::{PrunePlan, Target};
 use hybra_model::Config;
 use hybra_model::memory::ParameterCount;
 use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Cut a student from a teacher
@@ -137,7 +137,7 @@ enum Repair {
 }
 
 /// Files that a student takes over from its teacher as they are.
-const KEPT_FILES: [&str; 4] =
+pub(crate) const KEPT_FILES: [&str; 4] =
     ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"];
 
 /// Runs the command.
@@ -162,22 +162,35 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     if !args.force && out.exists() {
         bail!("{}: already exists; --force replaces it", out.display());
     }
-    let compensation = compensation(&args, importance.as_ref())?;
+    let fix = compensation(&args, importance.as_ref())?;
+    let student = write_student(&source, &teacher, &hash, &plan, fix.as_ref(), out)?;
+    report(&args, &teacher.config, &student, &repaired(fix.as_ref()));
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes the student of a plan for the teacher with this hash, in place of what is at `out`; gives
+/// its configuration.
+pub(crate) fn write_student(
+    source: &Source,
+    teacher: &Teacher,
+    hash: &str,
+    plan: &PrunePlan,
+    fix: Option<&Compensation>,
+    out: &Path,
+) -> Result<Config> {
     let student = plan.student(&teacher.config)?;
-    let repaired = repaired(compensation.as_ref());
+    let repaired = repaired(fix);
     let metrics = json!({ "plan": plan.hash(), "method": plan.method, "repaired": repaired });
-    let lineage = lineage::text(&hash, "prune", metrics);
-    let files = side_files(&source, &student, &plan, lineage)?;
+    let lineage = lineage::text(hash, "prune", metrics);
+    let files = side_files(source, &student, plan, lineage)?;
     let files: Vec<_> = files.iter().map(|(name, text)| (*name, text.as_bytes())).collect();
-    let options = SafetensorsOptions { overwrite: args.force, ..Default::default() };
+    let options = SafetensorsOptions { overwrite: true, ..Default::default() };
     let mut bar: Option<Progress> = None;
     let mut progress = |done, total| {
         bar.get_or_insert_with(|| Progress::bytes("writing", total)).set(done);
     };
-    teacher.prune(&plan, compensation.as_ref(), out, &files, &options, &mut progress)?;
-    drop(bar);
-    report(&args, &teacher.config, &student, &repaired);
-    Ok(ExitCode::SUCCESS)
+    teacher.prune(plan, fix, out, &files, &options, &mut progress)?;
+    Ok(student)
 }
 
 /// The plan for the shape that the command line asks for.

@@ -9,20 +9,22 @@ mod model;
 mod objective;
 mod view;
 
+pub(crate) use evaluator::Measure;
 pub(crate) use objective::weighted;
+pub(crate) use view::View;
 
 use crate::cpu::CpuArgs;
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use evaluator::TaskEvaluator;
 use hybra_train::{Comm, Evaluator, Outcome, RunConfig, RunDir, Start, Trainer};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Exit status of a run that Ctrl-C ended, as of a shell's.
-const INTERRUPTED: u8 = 130;
+pub(crate) const INTERRUPTED: u8 = 130;
 
 /// Train a model
 #[derive(clap::Args)]
@@ -131,41 +133,15 @@ fn train(args: &RunArgs, stage: &'static str, comm: &dyn Comm) -> Result<ExitCod
         let path = args.config.display();
         bail!("{path}: `[distil]` belongs to `hybra train distil`, which takes the same options");
     }
-    let cpu = args.cpu.cpu()?;
-    let (files, initial) = model::open(&config.model, config.seed, stage)?;
-    let mut objective = match stage {
-        "distil" => objective::distil(&config, &files)?,
-        _ => objective::sft(&config, &files.config),
+    let start = match (args.resume, args.force) {
+        (true, _) => Start::Resume,
+        (_, true) => Start::Force,
+        _ => Start::Auto,
     };
-    let mut batches = objective::batches(&config, &files)?;
-    let evaluator =
-        config.eval.as_ref().map(|eval| TaskEvaluator::new(eval, &files, &args.cpu)).transpose();
-    let mut evaluator = evaluator.context("[eval]")?;
-    let dir = RunDir::new(&args.output);
-    if comm.rank() == 0 {
-        let start = match (args.resume, args.force) {
-            (true, _) => Start::Resume,
-            (_, true) => Start::Force,
-            _ => Start::Auto,
-        };
-        dir.prepare(&config, start)?;
-    }
-    comm.barrier()?;
     let stop = stop_on_ctrl_c()?;
-    let mut view = view::View::new(args.json);
-    let trainer = Trainer {
-        cpu: &cpu,
-        comm,
-        config: &config,
-        model: &files,
-        dir: &dir,
-        objective: &mut *objective,
-        batches: &mut *batches,
-        evaluator: evaluator.as_mut().map(|evaluator| evaluator as &mut dyn Evaluator),
-        events: &mut |event| view.show(&event),
-        stop: &stop,
-    };
-    let outcome = trainer.run(initial)?;
+    let mut view = View::new(args.json);
+    let run = Launch { config: &config, stage, dir: &args.output, start, cpu: &args.cpu, comm };
+    let outcome = run.launch(&mut view, &stop)?;
     if comm.rank() == 0 {
         view.end(&outcome);
     }
@@ -175,8 +151,55 @@ fn train(args: &RunArgs, stage: &'static str, comm: &dyn Comm) -> Result<ExitCod
     })
 }
 
+/// A run that begins, or goes on from where it stopped.
+pub(crate) struct Launch<'a> {
+    pub(crate) config: &'a RunConfig,
+    /// `sft` or `distil`.
+    pub(crate) stage: &'static str,
+    /// The run's folder.
+    pub(crate) dir: &'a Path,
+    pub(crate) start: Start,
+    pub(crate) cpu: &'a CpuArgs,
+    pub(crate) comm: &'a dyn Comm,
+}
+
+impl Launch<'_> {
+    /// Trains to the end, or until `stop` is set.
+    pub(crate) fn launch(&self, view: &mut View, stop: &AtomicBool) -> Result<Outcome> {
+        let Self { config, stage, comm, .. } = *self;
+        let cpu = self.cpu.cpu()?;
+        let (files, initial) = model::open(&config.model, config.seed, stage)?;
+        let mut objective = match stage {
+            "distil" => objective::distil(config, &files)?,
+            _ => objective::sft(config, &files.config),
+        };
+        let mut batches = objective::batches(config, &files)?;
+        let evaluator =
+            config.eval.as_ref().map(|eval| TaskEvaluator::new(eval, &files, self.cpu)).transpose();
+        let mut evaluator = evaluator.context("[eval]")?;
+        let dir = RunDir::new(self.dir);
+        if comm.rank() == 0 {
+            dir.prepare(config, self.start)?;
+        }
+        comm.barrier()?;
+        let trainer = Trainer {
+            cpu: &cpu,
+            comm,
+            config,
+            model: &files,
+            dir: &dir,
+            objective: &mut *objective,
+            batches: &mut *batches,
+            evaluator: evaluator.as_mut().map(|evaluator| evaluator as &mut dyn Evaluator),
+            events: &mut |event| view.show(&event),
+            stop,
+        };
+        Ok(trainer.run(initial)?)
+    }
+}
+
 /// A flag that Ctrl-C sets; the second Ctrl-C ends the program.
-fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
+pub(crate) fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
     let handle = move || {

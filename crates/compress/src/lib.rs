@@ -3,6 +3,8 @@
 //! - [`moments`]: one pass over calibration data, kept by [`store`]; [`scores`]: what channels are
 //!   worth; [`depth`]: the order in which layers go.
 //! - [`target`]: the shape of a student; [`mod@select`] makes the [`plan`]: which channels stay.
+//! - [`space`]: shapes and the memory they must fit; [`surrogate`] ranks them, [`halving`] trains them.
+//! - [`merge`]: models of one shape become one.
 //! - [`axes`]: the rows and columns of a plan; [`prune`]: applied to files; [`compensate`]: repair.
 //!
 //! Everything here is a deterministic function of its arguments: no clock, no environment, no
@@ -13,12 +15,16 @@ pub mod axes;
 pub mod compensate;
 pub mod depth;
 pub mod document;
+pub mod halving;
+pub mod merge;
 pub mod moments;
 pub mod plan;
 pub mod prune;
 pub mod scores;
 pub mod select;
+pub mod space;
 pub mod store;
+pub mod surrogate;
 pub mod target;
 
 pub use depth::{Floors, Removal};

@@ -9,13 +9,14 @@ use crate::options::{KvDtypeArg, StateArgs, StateDtypeArg};
 use crate::session::{Limits, Session};
 use anyhow::{Context, Result};
 use hybra_engine::EngineConfig;
-use hybra_eval::{Budget, EvalOptions, Example, Phrasing, Split, Task, TaskOptions, evaluate};
+use hybra_eval::{Budget, EvalOptions, Example, Phrasing, Row, Split, Task, TaskOptions, evaluate};
 use hybra_kernels::Cpu;
 use hybra_model::parameters::Layout;
 use hybra_train::config::EvalConfig;
 use hybra_train::{BoxError, Evaluator, ModelFiles, checkpoint_store};
 use serde::Deserialize;
-use toml::Value;
+use std::path::Path;
+use toml::{Table, Value};
 
 /// Sequences generated at once.
 const BATCH: usize = 32;
@@ -51,22 +52,23 @@ impl Default for Settings {
     }
 }
 
-/// The examples, and how they are answered.
-pub(super) struct TaskEvaluator<'a> {
+/// Examples, and how they are answered.
+pub(crate) struct Measure {
     tasks: Vec<(String, Vec<Example>)>,
     options: EvalOptions,
+}
+
+/// Measures the model of a run.
+pub(super) struct TaskEvaluator<'a> {
+    measure: Measure,
     files: &'a ModelFiles,
     cpu: &'a CpuArgs,
 }
 
-impl<'a> TaskEvaluator<'a> {
+impl Measure {
     /// Draws the examples that `[eval]` asks for.
-    pub(super) fn new(
-        config: &EvalConfig,
-        files: &'a ModelFiles,
-        cpu: &'a CpuArgs,
-    ) -> Result<Self> {
-        let settings: Settings = config.settings.clone().try_into()?;
+    pub(crate) fn new(settings: &Table) -> Result<Self> {
+        let settings: Settings = settings.clone().try_into()?;
         let options = TaskOptions {
             split: settings.split.parse::<Split>().map_err(anyhow::Error::msg).context("split")?,
             phrasing: settings
@@ -89,7 +91,30 @@ impl<'a> TaskEvaluator<'a> {
             max_tokens: settings.max_tokens,
             ..EvalOptions::default()
         };
-        Ok(Self { tasks, options, files, cpu })
+        Ok(Self { tasks, options })
+    }
+
+    /// What the model in the directory answers: a row for each task and budget.
+    pub(crate) fn rows(&self, model: &Path, cpu: &CpuArgs) -> Result<Vec<Row>> {
+        let mut session = open(&model.to_string_lossy(), cpu)?;
+        let mut rows = Vec::new();
+        for (task, examples) in &self.tasks {
+            let Session { engine, model } = &mut session;
+            let found = evaluate(engine, model, task, examples, &self.options, &mut || {});
+            rows.extend(found.with_context(|| task.clone())?);
+        }
+        Ok(rows)
+    }
+}
+
+impl<'a> TaskEvaluator<'a> {
+    /// For the models of a run.
+    pub(super) fn new(
+        config: &EvalConfig,
+        files: &'a ModelFiles,
+        cpu: &'a CpuArgs,
+    ) -> Result<Self> {
+        Ok(Self { measure: Measure::new(&config.settings)?, files, cpu })
     }
 
     fn measure(&self, parameters: &[f32]) -> Result<Vec<(String, f64)>> {
@@ -97,29 +122,24 @@ impl<'a> TaskEvaluator<'a> {
         let model = folder.path().join("model");
         let layout = Layout::new(&self.files.config);
         checkpoint_store::write_model(&model, &layout, parameters, &self.files.files, false)?;
-        let mut session = self.open(&model.to_string_lossy())?;
         let mut values = Vec::new();
-        for (task, examples) in &self.tasks {
-            let Session { engine, model } = &mut session;
-            let rows = evaluate(engine, model, task, examples, &self.options, &mut || {});
-            for row in rows.with_context(|| task.clone())? {
-                let name = format!("{task} {}", row.budget);
-                if row.budget != Budget::Off {
-                    values.push((format!("{name} tokens"), row.thinking_tokens));
-                }
-                values.push((name, row.accuracy.share));
+        for row in self.measure.rows(&model, self.cpu)? {
+            let name = format!("{} {}", row.task, row.budget);
+            if row.budget != Budget::Off {
+                values.push((format!("{name} tokens"), row.thinking_tokens));
             }
+            values.push((name, row.accuracy.share));
         }
         Ok(values)
     }
+}
 
-    fn open(&self, model: &str) -> Result<Session> {
-        let state = StateArgs { kv_dtype: KvDtypeArg::Bf16, state_dtype: StateDtypeArg::F32 };
-        let limits = Limits { state, context: None, num_speculative_tokens: 0 };
-        let config = EngineConfig { max_num_seqs: BATCH, ..EngineConfig::default() };
-        let load = LoadOptions { arithmetic: Arithmetic::Exact, weight_cache: false };
-        Session::open(Some(model), self.cpu.cpu()?, load, limits, config)
-    }
+fn open(model: &str, cpu: &CpuArgs) -> Result<Session> {
+    let state = StateArgs { kv_dtype: KvDtypeArg::Bf16, state_dtype: StateDtypeArg::F32 };
+    let limits = Limits { state, context: None, num_speculative_tokens: 0 };
+    let config = EngineConfig { max_num_seqs: BATCH, ..EngineConfig::default() };
+    let load = LoadOptions { arithmetic: Arithmetic::Exact, weight_cache: false };
+    Session::open(Some(model), cpu.cpu()?, load, limits, config)
 }
 
 impl Evaluator for TaskEvaluator<'_> {
