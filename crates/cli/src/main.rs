@@ -22,6 +22,7 @@ mod importance;
 mod init;
 mod inspect;
 mod lineage;
+mod merge;
 mod options;
 mod picture;
 mod progress;
@@ -77,6 +78,7 @@ enum Command {
     Prune(prune::Args),
     Divergence(divergence::Args),
     Search(search::Args),
+    Merge(merge::Args),
     Report(report::Args),
 }
 
@@ -114,6 +116,7 @@ fn run() -> anyhow::Result<ExitCode> {
         Some(Command::Prune(args)) => prune::run(args),
         Some(Command::Divergence(args)) => divergence::run(args),
         Some(Command::Search(args)) => search::run(args),
+        Some(Command::Merge(args)) => merge::run(args),
         Some(Command::Report(args)) => report::run(args),
         None => {
             Cli::command().print_help()?;

@@ -144,16 +144,17 @@ pub(crate) const KEPT_FILES: [&str; 4] =
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let source = source::resolve(Some(&args.teacher))?;
     let teacher = Teacher::new(&source.checkpoint)?;
-    let hash = source.checkpoint.hash();
+    let ancestors = lineage::ancestry(&source.checkpoint)?;
+    let hash = &ancestors[0];
     let importance = match &args.importance {
-        Some(path) => Some(Importance::read(path, &teacher.config, &hash)?),
+        Some(path) => Some(Importance::read(path, &teacher.config, hash)?),
         None => None,
     };
     let plan = match &args.plan {
         Some(path) => PrunePlan::read(path)?,
-        None => make_plan(&args.shape, &teacher, &hash, importance.as_ref())?,
+        None => make_plan(&args.shape, &teacher, hash, importance.as_ref())?,
     };
-    plan.check_teacher(&hash)?;
+    plan.check_teacher(hash)?;
     let Some(out) = &args.student else {
         plan.student(&teacher.config)?;
         print!("{}", plan.to_json());
@@ -163,17 +164,17 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         bail!("{}: already exists; --force replaces it", out.display());
     }
     let fix = compensation(&args, importance.as_ref())?;
-    let student = write_student(&source, &teacher, &hash, &plan, fix.as_ref(), out)?;
+    let student = write_student(&source, &teacher, &ancestors, &plan, fix.as_ref(), out)?;
     report(&args, &teacher.config, &student, &repaired(fix.as_ref()));
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes the student of a plan for the teacher with this hash, in place of what is at `out`; gives
+/// Writes the student of a plan for the teacher with this ancestry, in place of what is at `out`; gives
 /// its configuration.
 pub(crate) fn write_student(
     source: &Source,
     teacher: &Teacher,
-    hash: &str,
+    ancestors: &[String],
     plan: &PrunePlan,
     fix: Option<&Compensation>,
     out: &Path,
@@ -181,7 +182,7 @@ pub(crate) fn write_student(
     let student = plan.student(&teacher.config)?;
     let repaired = repaired(fix);
     let metrics = json!({ "plan": plan.hash(), "method": plan.method, "repaired": repaired });
-    let lineage = lineage::text(hash, "prune", metrics);
+    let lineage = lineage::text(ancestors, "prune", metrics);
     let files = side_files(source, &student, plan, lineage)?;
     let files: Vec<_> = files.iter().map(|(name, text)| (*name, text.as_bytes())).collect();
     let options = SafetensorsOptions { overwrite: true, ..Default::default() };

@@ -152,7 +152,7 @@ fn search(args: &Args, config: &SearchConfig, dir: &Path, comm: &dyn Comm) -> Re
     }
     let of_teacher = study.of_teacher(examples)?;
     let outcome = Outcome {
-        teacher: &study.hash,
+        teacher: &study.ancestors[0],
         budget_bytes: budget.bytes,
         shapes,
         feasible: feasible.len(),

@@ -48,6 +48,9 @@ pub struct TrainerState {
 pub struct Lineage {
     /// BLAKE3 over the parent's weights; none for random weights.
     pub parent: Option<String>,
+    /// BLAKE3 over the weights of all that it descends from, the parent first.
+    #[serde(default)]
+    pub ancestors: Vec<String>,
     /// Such as `sft`.
     pub stage: String,
     /// The configuration with every default, as TOML.

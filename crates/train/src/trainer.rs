@@ -42,8 +42,9 @@ pub struct ModelFiles {
     pub config: Config,
     /// `config.json`, tokenizer and what else belongs to a Hugging Face directory.
     pub files: Vec<(String, Vec<u8>)>,
-    /// BLAKE3 over the weights that training began from; none for random ones.
-    pub parent: Option<String>,
+    /// BLAKE3 over the weights that training began from, and over those that they descend from;
+    /// none for random ones.
+    pub ancestors: Vec<String>,
     /// Such as `sft`.
     pub stage: &'static str,
     /// Of the program.
@@ -409,7 +410,8 @@ impl Trainer<'_> {
 
     fn lineage(&self, state: &State) -> Lineage {
         Lineage {
-            parent: self.model.parent.clone(),
+            parent: self.model.ancestors.first().cloned(),
+            ancestors: self.model.ancestors.clone(),
             stage: self.model.stage.to_owned(),
             run_file: self.config.to_toml(),
             seed: self.config.seed,

@@ -13,6 +13,7 @@
 use super::config::{Arm, SearchConfig, SelectConfig};
 use crate::calibration;
 use crate::cpu::CpuArgs;
+use crate::lineage;
 use crate::picture::Point;
 use crate::prune::write_student;
 use crate::source::{self, Source};
@@ -70,7 +71,8 @@ pub(crate) struct Study<'a> {
     pub(crate) dir: &'a Path,
     pub(crate) source: &'a Source,
     pub(crate) teacher: Teacher<'a>,
-    pub(crate) hash: String,
+    /// Hashes of the teacher's weights and of those it descends from.
+    pub(crate) ancestors: Vec<String>,
     pub(crate) importance: Importance,
     pub(crate) cpu: &'a CpuArgs,
     pub(crate) stop: &'a AtomicBool,
@@ -104,8 +106,8 @@ impl<'a> Study<'a> {
         // Other samples than those that importance was measured on.
         let held_out = calibration::of_table(&data(config)?, 128, config.seed + 1)?;
         let packs = held_out.packs(source, &teacher.config)?;
-        let (hash, weighted) = (source.checkpoint.hash(), weighted(source)?);
-        Ok(Self { config, dir, source, teacher, hash, importance, cpu, stop, weighted, packs })
+        let (ancestors, weighted) = (lineage::ancestry(&source.checkpoint)?, weighted(source)?);
+        Ok(Self { config, dir, source, teacher, ancestors, importance, cpu, stop, weighted, packs })
     }
 
     /// The plan of a shape by these scores.
@@ -117,7 +119,7 @@ impl<'a> Study<'a> {
     ) -> Result<PrunePlan> {
         let scores = scores(method, &self.teacher, Some(&self.importance.moments))?;
         let mut plan = select(&self.teacher.config, target, &scores, channels)?;
-        plan.teacher = Some(self.hash.clone());
+        plan.teacher = Some(self.ancestors[0].clone());
         plan.method = format!("{method}, channels {channels}");
         Ok(plan)
     }
@@ -130,7 +132,7 @@ impl<'a> Study<'a> {
             ridge: (select.ridge > 0.0).then_some(select.ridge),
         };
         let fix = (select.norms || select.ridge > 0.0).then_some(&fix);
-        write_student(self.source, &self.teacher, &self.hash, plan, fix, out)?;
+        write_student(self.source, &self.teacher, &self.ancestors, plan, fix, out)?;
         self.divergence(out).map(|found| found.0)
     }
 

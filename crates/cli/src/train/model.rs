@@ -1,6 +1,7 @@
 //! The model that a run begins with: a checkpoint's, or random weights with a tokenizer.
 
 use crate::convert::metadata::config_files;
+use crate::lineage;
 use crate::source::{self, Source};
 use anyhow::{Context, Result, bail};
 use hybra_chat::GenerationDefaults;
@@ -43,8 +44,8 @@ fn from_checkpoint(from: &Path, stage: &'static str) -> Result<(ModelFiles, Init
     for name in TOKENIZER_FILES {
         files.extend(checkpoint.read_text(name)?.map(|text| (name.to_owned(), text.into_bytes())));
     }
-    let parent = Some(checkpoint.hash());
-    Ok((ours(config, files, parent, stage), Box::new(move || weights)))
+    let ancestors = lineage::ancestry(&checkpoint)?;
+    Ok((ours(config, files, ancestors, stage), Box::new(move || weights)))
 }
 
 fn from_shape(
@@ -89,15 +90,15 @@ fn from_shape(
     }
     let shape = config.clone();
     let initial = move || Layout::new(&shape).random(&shape, seed);
-    Ok((ours(config, files, None, stage), Box::new(initial)))
+    Ok((ours(config, files, Vec::new(), stage), Box::new(initial)))
 }
 
 fn ours(
     config: Config,
     files: Vec<(String, Vec<u8>)>,
-    parent: Option<String>,
+    ancestors: Vec<String>,
     stage: &'static str,
 ) -> ModelFiles {
     let code_version = env!("CARGO_PKG_VERSION").to_owned();
-    ModelFiles { config, files, parent, stage, code_version }
+    ModelFiles { config, files, ancestors, stage, code_version }
 }

@@ -123,7 +123,7 @@ pub(crate) fn train(
     let model = ModelFiles {
         config: model(),
         files: vec![("config.json".to_owned(), model().to_json().into_bytes())],
-        parent: None,
+        ancestors: Vec::new(),
         stage: "toy",
         code_version: "test".to_owned(),
     };
