@@ -81,10 +81,22 @@ pub enum SpaceError {
     },
     /// A number of layers that the order does not reach.
     #[error("[space]: {0}")]
-    Depth(#[from] DepthError),
+    Depth(DepthError),
     /// A shape that is no part of the teacher.
     #[error("[space]: {0}")]
-    Target(#[from] TargetError),
+    Target(TargetError),
+}
+
+impl From<DepthError> for SpaceError {
+    fn from(error: DepthError) -> Self {
+        Self::Depth(error)
+    }
+}
+
+impl From<TargetError> for SpaceError {
+    fn from(error: TargetError) -> Self {
+        Self::Target(error)
+    }
 }
 
 /// Most shapes of a space.

@@ -2,7 +2,7 @@
 
 use super::config::SearchConfig;
 use crate::size;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use hybra_model::Config;
 use hybra_model::memory::ParameterCount;
 use serde_json::json;
@@ -13,6 +13,15 @@ const ROWS: usize = 40;
 /// Prints the feasible shapes, the largest first.
 pub(super) fn list(config: &SearchConfig, teacher: &Config, json: bool) -> Result<()> {
     let budget = config.budget.budget(teacher)?;
+    let counts = &config.space.num_layers;
+    if config.space.layer_order.is_none()
+        && (counts.is_some() || config.space.attention_layers.is_some())
+    {
+        bail!(
+            "[space]: the number of layers needs an order: name `layer_order`, or run the search, which \
+             measures it"
+        );
+    }
     let targets = config.space.targets(teacher, &[])?;
     let shapes = targets.len();
     let mut feasible = budget.feasible(teacher, targets)?;
