@@ -134,6 +134,8 @@ impl Checkpoint {
                 hasher.update(&(part.len() as u64).to_le_bytes());
                 hasher.update(part);
             }
+            // A file larger than memory is read once, not held.
+            view.region().release();
         }
         hasher.finalize().to_hex().to_string()
     }

@@ -139,12 +139,14 @@ const SEARCH: &str = r#"
 seed = 3
 [space]
 num_layers = [15, 16]
+layer_order = [10]
 intermediate_size = [128, 256, 512]
 [budget]
 memory = "80%"
 context = 256
 [importance]
 samples = 6
+held_out = 2
 depth_documents = 2
 floors = { mamba = 6, attention = 2, mlp = 7 }
 [[rungs]]
@@ -215,4 +217,26 @@ fn a_search_finds_a_student_and_goes_on_after_a_kill() {
     fs::write(at.join("search.toml"), changed).unwrap();
     let words = ["search", MODEL, "--config", "search.toml", "--output", "whole"];
     assert!(hybra_fails(at, &words).contains("another search"));
+}
+
+#[test]
+fn the_published_candidates_are_among_those_that_fit() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../runs/nano2-9b/search.toml");
+    let words = ["search", "nano2-12b", "--config", file, "--list", "--json"];
+    let listed = json(&hybra(Path::new("."), &words));
+    let feasible = listed["feasible"].as_array().unwrap();
+    let bytes = |hidden: u64, ffn: u64, heads: u64| {
+        let is = |f: &&serde_json::Value| {
+            let target = &f["target"];
+            (&target["hidden_size"], &target["intermediate_size"], &target["mamba_num_heads"])
+                == (&hidden.into(), &ffn.into(), &heads.into())
+                && target["layers"].as_array().unwrap().len() == 56
+        };
+        feasible.iter().find(is).map(|f| f["memory"]["total"].as_u64().unwrap())
+    };
+    let gib = |bytes: Option<u64>| bytes.map(|bytes| (bytes as f64 / 1.073_741_824e7).round());
+    assert_eq!(gib(bytes(4480, 17920, 112)), Some(1874.0));
+    assert_eq!(gib(bytes(4480, 15680, 128)), Some(1869.0));
+    assert_eq!(gib(bytes(4800, 14400, 120)), Some(1883.0));
+    assert_eq!(bytes(5120, 20480, 128), None);
 }

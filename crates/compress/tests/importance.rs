@@ -64,7 +64,7 @@ fn an_error_of_the_order_is_that_of_the_pruned_model() {
     let full = Target::full(&config);
     let removed: Vec<usize> = order.iter().map(|removal| removal.layer).collect();
     let scores = Scores::random(&config, 0);
-    let mut error_without = |gone: &[usize]| {
+    let error_without = |gone: &[usize]| {
         let mut target = full.clone();
         target.layers.retain(|layer| !gone.contains(layer));
         let plan = select(&config, &target, &scores, Channels::PerHead).unwrap();

@@ -34,7 +34,7 @@ pub(crate) struct SearchConfig {
     /// As in a run file of `hybra train`.
     #[serde(default)]
     pub(crate) eval: Table,
-    /// A run file of `hybra train distil` without steps, model and teacher.
+    /// A run file of `hybra train distil` without steps, model and `distil.teacher`.
     #[serde(default)]
     pub(crate) train: Table,
 }
@@ -102,6 +102,8 @@ impl BudgetConfig {
 pub(crate) struct ImportanceConfig {
     /// Samples.
     pub(crate) samples: u64,
+    /// Other samples, on which students are compared with the teacher.
+    pub(crate) held_out: u64,
     /// Documents that the order of layers is measured on.
     pub(crate) depth_documents: usize,
     pub(crate) floors: Floors,
@@ -109,7 +111,7 @@ pub(crate) struct ImportanceConfig {
 
 impl Default for ImportanceConfig {
     fn default() -> Self {
-        Self { samples: 256, depth_documents: 32, floors: Floors::default() }
+        Self { samples: 256, held_out: 128, depth_documents: 32, floors: Floors::default() }
     }
 }
 
@@ -190,7 +192,7 @@ impl SearchConfig {
                 bail!("{name}: `rungs.{at}`: expected candidates and steps above 0");
             }
         }
-        for key in ["steps", "model", "distil", "eval"] {
+        for key in ["steps", "model", "eval"] {
             if config.train.contains_key(key) {
                 bail!("{name}: `train.{key}`: is set by the search; remove it");
             }

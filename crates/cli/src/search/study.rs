@@ -104,7 +104,8 @@ impl<'a> Study<'a> {
     ) -> Result<Self> {
         let teacher = Teacher::new(&source.checkpoint)?;
         // Other samples than those that importance was measured on.
-        let held_out = calibration::of_table(&data(config)?, 128, config.seed + 1)?;
+        let held_out =
+            calibration::of_table(&data(config)?, config.importance.held_out, config.seed + 1)?;
         let packs = held_out.packs(source, &teacher.config)?;
         let (ancestors, weighted) = (lineage::ancestry(&source.checkpoint)?, weighted(source)?);
         Ok(Self { config, dir, source, teacher, ancestors, importance, cpu, stop, weighted, packs })
@@ -203,7 +204,10 @@ impl<'a> Study<'a> {
         let mut table = self.config.train.clone();
         let mut model = Table::new();
         model.insert("from".to_owned(), path_value(student));
-        let mut distil = Table::new();
+        let mut distil = match table.remove("distil") {
+            Some(Value::Table(distil)) => distil,
+            _ => Table::new(),
+        };
         distil.insert("teacher".to_owned(), path_value(self.source.checkpoint.path()));
         let steps = i64::try_from(job.steps).context("steps")?;
         table.insert("steps".to_owned(), Value::Integer(steps));

@@ -51,6 +51,7 @@ pub(crate) fn write(dir: &Path, config: &Config, values: &[f32]) -> PathBuf {
 }
 
 /// The values of a checkpoint.
+#[allow(dead_code, reason = "not every test binary needs it")]
 pub(crate) fn read(dir: &Path) -> (Config, Vec<f32>) {
     let checkpoint = Checkpoint::open(dir).unwrap();
     let config = Config::from_checkpoint(&checkpoint).unwrap();
