@@ -48,6 +48,34 @@ enum Stage {
     /// the data; the log has it for prompts, thinking, answers and tool calls. RUN is as of `sft`.
     #[command(after_help = DISTIL_EXAMPLES)]
     Distil(RunArgs),
+    Cache(CacheArgs),
+}
+
+/// Keep a teacher's answers: the most probable tokens behind every token of a run's packs
+///
+/// `hybra train distil` with `cache = CACHE` in [distil] then needs no teacher: the rest of the
+/// vocabulary is one bucket. The cache is bound to teacher, data, tokenizer and temperature. A
+/// command that was stopped goes on.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  hybra train cache --config distil.toml --output cache
+  hybra train distil --config distil.toml --output run --set distil.cache=cache")]
+pub(crate) struct CacheArgs {
+    /// The run file, with `teacher` in [distil]
+    #[arg(long, value_name = "RUN.toml")]
+    config: PathBuf,
+    /// The folder of the cache
+    #[arg(long, value_name = "CACHE")]
+    output: PathBuf,
+    /// Tokens kept behind each token: 8 bytes each
+    #[arg(long, value_name = "K", default_value_t = 64)]
+    top_k: usize,
+    /// Change a key of the run file
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    #[command(flatten)]
+    cpu: CpuArgs,
 }
 
 const DISTIL_EXAMPLES: &str = "\
@@ -108,7 +136,16 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     match args.stage {
         Stage::Sft(args) => ranks(&args, "sft"),
         Stage::Distil(args) => ranks(&args, "distil"),
+        Stage::Cache(args) => cache(&args),
     }
+}
+
+fn cache(args: &CacheArgs) -> Result<ExitCode> {
+    let config = RunConfig::read(&args.config, &args.set)?;
+    let (files, _) = model::open(&config.model, config.seed, "distil")?;
+    objective::write_cache(&args.cpu.cpu()?, &config, &files, &args.output, args.top_k)?;
+    println!("{}", args.output.display());
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Joins the ranks that run the stage with this one.
@@ -173,7 +210,8 @@ impl Launch<'_> {
             "distil" => objective::distil(config, &files)?,
             _ => objective::sft(config, &files.config),
         };
-        let mut batches = objective::batches(config, &files)?;
+        let batches = objective::batches(config, &files)?;
+        let mut batches = objective::with_cache(config, batches)?;
         let evaluator =
             config.eval.as_ref().map(|eval| TaskEvaluator::new(eval, &files, self.cpu)).transpose();
         let mut evaluator = evaluator.context("[eval]")?;

@@ -106,6 +106,18 @@ fn a_student_learns_from_its_teacher_and_merges_with_its_kin() {
     distil("b", "1");
     let weights = |model: &str| fs::read(at.join(model).join("model.safetensors")).unwrap();
     assert!(weights("a/model") == weights("b/model"));
+    // The teacher's answers can be kept; another temperature needs others.
+    hybra(at, &["train", "cache", "--config", "run.toml", "--output", "cache", "--top-k", "32"]);
+    let cached = |more: &[&'static str]| {
+        let words = ["train", "distil", "--config", "run.toml", "--output", "cached"];
+        [&words[..], &["--set", "distil.cache=cache"], more].concat()
+    };
+    let hot = hybra_fails(at, &cached(&["--set", "distil.temperature=2.0"]));
+    assert!(hot.contains("`temperature` is 1"), "{hot}");
+    hybra(at, &cached(&[]));
+    let log = fs::read_to_string(at.join("cached/log.jsonl")).unwrap();
+    let first = json(log.lines().next().unwrap())["loss"].as_f64().unwrap();
+    assert!(first <= losses[0] && first > 0.9 * losses[0], "{first} {losses:?}");
     // The student of another run file's stage, or of another vocabulary, is refused.
     let sft = hybra_fails(at, &["train", "sft", "--config", "run.toml", "--output", "x"]);
     assert!(sft.contains("[distil]"), "{sft}");

@@ -12,7 +12,7 @@ use crate::objective::{LossSums, Objective};
 use hybra_kernels::ops::linear_cross_entropy::HeadGradients;
 use hybra_kernels::ops::linear_kl_div::{Direction, KlOptions, Teacher, linear_kl_div};
 use hybra_kernels::{Cpu, MatMut, MatRef};
-use hybra_model::training::{PackedBatch, Tape, Trainable};
+use hybra_model::training::{PackedBatch, SoftLabels, Tape, Trainable};
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 
@@ -20,8 +20,12 @@ use std::path::PathBuf;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DistilConfig {
-    /// The teacher's directory.
-    pub teacher: PathBuf,
+    /// The teacher's directory; with a cache it is not run, but must be the cache's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub teacher: Option<PathBuf>,
+    /// The teacher's answers, from `hybra train cache`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<PathBuf>,
     /// τ.
     #[serde(default = "one")]
     pub temperature: f32,
@@ -62,6 +66,9 @@ pub enum CountedTokens {
 impl DistilConfig {
     /// Key, what would do, and what it is, if a value is out of range.
     pub(crate) fn defect(&self) -> Option<(&'static str, &'static str, String)> {
+        if self.teacher.is_none() && self.cache.is_none() {
+            return Some(("teacher", "a directory (or `cache`)", "neither".to_owned()));
+        }
         let range = 0.01..=100.0;
         let wrong = !range.contains(&self.temperature);
         wrong.then(|| ("temperature", "0.01 to 100", self.temperature.to_string()))
@@ -87,7 +94,8 @@ pub struct Weighted {
 pub struct Distillation {
     student: Trainable,
     tape: Tape,
-    teacher: Weighted,
+    /// None where batches carry its answers.
+    teacher: Option<Weighted>,
     teacher_tape: Tape,
     config: DistilConfig,
     dnormed: Vec<f32>,
@@ -95,14 +103,15 @@ pub struct Distillation {
 }
 
 impl Distillation {
-    /// The objective for a student of this shape.
+    /// The objective for a student of this shape; without a teacher batches need soft labels.
     ///
     /// # Panics
     /// If the vocabularies have different sizes.
     #[must_use]
-    pub fn new(student: Trainable, teacher: Weighted, config: DistilConfig) -> Self {
-        let sizes = [&student, &teacher.model].map(|model| model.config().vocab_size);
-        assert_eq!(sizes[0], sizes[1], "vocabulary of student and teacher");
+    pub fn new(student: Trainable, teacher: Option<Weighted>, config: DistilConfig) -> Self {
+        let size = |model: &Trainable| model.config().vocab_size;
+        let same = teacher.as_ref().is_none_or(|teacher| size(&teacher.model) == size(&student));
+        assert!(same, "vocabulary of student and teacher");
         let (tape, teacher_tape) = (Tape::default(), Tape::default());
         let (dnormed, losses) = (Vec::new(), Vec::new());
         Self { student, tape, teacher, teacher_tape, config, dnormed, losses }
@@ -118,8 +127,10 @@ impl Objective for Distillation {
         scale: f32,
         gradient: &mut [f32],
     ) -> LossSums {
-        let (student, teacher) = (&self.student, &self.teacher);
-        teacher.model.forward(cpu, &teacher.parameters, batch, &mut self.teacher_tape);
+        let student = &self.student;
+        if let (Some(teacher), None) = (&self.teacher, &batch.soft_labels) {
+            teacher.model.forward(cpu, &teacher.parameters, batch, &mut self.teacher_tape);
+        }
         student.forward(cpu, parameters, batch, &mut self.tape);
         let h = student.config().hidden_size;
         self.dnormed.resize(self.tape.normed().len(), 0.0);
@@ -129,8 +140,13 @@ impl Objective for Distillation {
             w: student.head_gradient(gradient),
         };
         let options = options(&self.config, &weights, scale);
-        let sides = [(&self.tape, student, parameters), of(teacher, &self.teacher_tape)];
-        let loss = kl(cpu, sides, options, &mut self.losses, Some(g));
+        let teacher = match (&batch.soft_labels, &self.teacher) {
+            (Some(SoftLabels { k, ids, probs }), _) => Teacher::TopK { k: *k, ids, probs },
+            (None, Some(teacher)) => logits(of(teacher, &self.teacher_tape)),
+            (None, None) => panic!("a batch without a teacher's answers"),
+        };
+        let side = (&self.tape, student, parameters);
+        let loss = kl(cpu, side, teacher, options, &mut self.losses, Some(g));
         student.backward(cpu, parameters, batch, &mut self.tape, &self.dnormed, gradient);
         let metrics = by_class(batch, &weights, &self.losses);
         LossSums { loss, weight: sum(&weights), metrics }
@@ -164,7 +180,8 @@ pub fn divergence(
     let (mut total, mut tokens) = (0.0, 0.0);
     let mut classes = [(0.0, 0.0); TokenClass::ALL.len()];
     let config = DistilConfig {
-        teacher: PathBuf::new(),
+        teacher: None,
+        cache: None,
         temperature: 1.0,
         direction: KlDirection::Forward,
         tokens: CountedTokens::All,
@@ -174,8 +191,8 @@ pub fn divergence(
             side.model.forward(cpu, &side.parameters, batch, tape);
         }
         let weights = batch.followed();
-        let sides = [of(student, &tapes[0]), of(teacher, &tapes[1])];
-        total += kl(cpu, sides, options(&config, &weights, 1.0), &mut losses, None);
+        let (side, teacher) = (of(student, &tapes[0]), logits(of(teacher, &tapes[1])));
+        total += kl(cpu, side, teacher, options(&config, &weights, 1.0), &mut losses, None);
         tokens += sum(&weights);
         for (sums, (_, loss, count)) in classes.iter_mut().zip(by_class(batch, &weights, &losses)) {
             *sums = (sums.0 + loss, sums.1 + count);
@@ -194,6 +211,11 @@ fn of<'a>(side: &'a Weighted, tape: &'a Tape) -> Side<'a> {
     (tape, &side.model, &side.parameters)
 }
 
+fn logits((tape, model, parameters): Side<'_>) -> Teacher<'_> {
+    let x = MatRef::new(tape.normed(), model.config().hidden_size);
+    Teacher::Logits { x, w: model.head(parameters) }
+}
+
 fn options<'a>(config: &DistilConfig, weights: &'a [f32], scale: f32) -> KlOptions<'a> {
     let direction = match config.direction {
         KlDirection::Forward => Direction::Forward,
@@ -205,7 +227,8 @@ fn options<'a>(config: &DistilConfig, weights: &'a [f32], scale: f32) -> KlOptio
 /// Σ weight·loss of student and teacher, and each token's loss (0 where the weight is).
 fn kl(
     cpu: &Cpu,
-    [student, teacher]: [Side; 2],
+    student: Side,
+    teacher: Teacher,
     options: KlOptions,
     losses: &mut Vec<f32>,
     gradients: Option<HeadGradients>,
@@ -214,10 +237,6 @@ fn kl(
     losses.resize(options.weights.len(), 0.0);
     let x = MatRef::new(student.0.normed(), student.1.config().hidden_size);
     let w = student.1.head(student.2);
-    let teacher = Teacher::Logits {
-        x: MatRef::new(teacher.0.normed(), teacher.1.config().hidden_size),
-        w: teacher.1.head(teacher.2),
-    };
     linear_kl_div(cpu, x, w, teacher, options, losses, gradients)
 }
 

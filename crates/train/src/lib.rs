@@ -2,7 +2,8 @@
 //!
 //! - [`trainer`]: the loop; read it first. [`config`] is its TOML file, [`schedule`] its learning
 //!   rate, [`optimizer`] its AdamW.
-//! - [`cross_entropy`], [`distil`], [`dpo`]: what is minimized.
+//! - [`cross_entropy`], [`distil`], [`dpo`]: what is minimized; [`teacher_cache`]: a teacher's
+//!   answers on disk.
 //! - [`objective`]: what the loop needs to know of a stage: a loss with its gradient, and data.
 //! - [`comm`]: ranks, in one process or over MPI, and sums in one fixed order.
 //! - [`checkpoint_store`]: what is kept of a run, and checked when it goes on; [`run_dir`] and
@@ -27,6 +28,7 @@ pub mod optimizer;
 pub mod report;
 pub mod run_dir;
 pub mod schedule;
+pub mod teacher_cache;
 pub mod trainer;
 
 pub use checkpoint_store::{CheckpointStore, StoreError};

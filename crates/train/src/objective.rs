@@ -65,6 +65,9 @@ pub trait Batches {
     /// Whatever is wrong with the data.
     fn step(&mut self) -> Result<Vec<PackedBatch>, BoxError>;
 
+    /// A checksum of all that decides what the steps are, the tokenizer included.
+    fn fingerprint(&self) -> String;
+
     /// Where the next step begins, for a checkpoint.
     fn state(&self) -> Value;
 

@@ -13,6 +13,7 @@ use hybra_train::data::{DataConfig, Phases, SampleEncoder};
 use hybra_train::distil::{
     CountedTokens, DistilConfig, Distillation, KlDirection, Weighted, divergence,
 };
+use hybra_train::teacher_cache::{self, CachedBatches, Manifest};
 use hybra_train::{Batches, LocalComm, Objective, Outcome};
 use support::{Counter, config, model, train};
 
@@ -35,7 +36,7 @@ fn student(seed: u64) -> Weighted {
 }
 
 fn settings(direction: KlDirection, tokens: CountedTokens, temperature: f32) -> DistilConfig {
-    DistilConfig { teacher: "teacher".into(), temperature, direction, tokens }
+    DistilConfig { teacher: Some("teacher".into()), cache: None, temperature, direction, tokens }
 }
 
 fn batch() -> PackedBatch {
@@ -80,7 +81,7 @@ fn the_loss_is_the_divergence_over_the_counted_tokens() {
             }
             let Weighted { model, parameters } = student(1);
             let mut gradient = vec![0.0; parameters.len()];
-            let mut objective = Distillation::new(model, teacher(), settings);
+            let mut objective = Distillation::new(model, Some(teacher()), settings);
             let sums = objective.micro_batch(&cpu(), &parameters, &batch, 1.0, &mut gradient);
             assert!((sums.loss / want - 1.0).abs() < 1e-4, "{} {want}", sums.loss);
             assert_eq!(sums.weight, objective.weight(&batch));
@@ -97,7 +98,7 @@ fn gradients_are_the_slopes_of_the_loss() {
     let (batch, Weighted { model, parameters }) = (batch(), student(2));
     let layout = Layout::new(model.config());
     let settings = settings(KlDirection::Forward, CountedTokens::All, 1.0);
-    let mut objective = Distillation::new(model, teacher(), settings);
+    let mut objective = Distillation::new(model, Some(teacher()), settings);
     let mut gradient = vec![0.0; parameters.len()];
     objective.micro_batch(&cpu(), &parameters, &batch, 1.0, &mut gradient);
     let mut measured = 0;
@@ -133,7 +134,7 @@ fn a_student_that_is_its_teacher_learns_nothing_new() {
     let Weighted { model, parameters } = student(3);
     let mut gradient = vec![0.0; parameters.len()];
     let settings = settings(KlDirection::Reverse, CountedTokens::All, 1.0);
-    let mut objective = Distillation::new(model, student(3), settings);
+    let mut objective = Distillation::new(model, Some(student(3)), settings);
     objective.micro_batch(&cpu(), &parameters, &batch, 1.0, &mut gradient);
     let largest = gradient.iter().fold(0.0f32, |most, g| most.max(g.abs()));
     assert!(largest < 1e-4, "{largest}");
@@ -145,7 +146,7 @@ fn a_run_brings_the_student_nearer_and_ranks_change_no_bit() {
     let config = config(12, &["optimizer.lr=0.003"]);
     let objective = || {
         let settings = settings(KlDirection::Forward, CountedTokens::All, 1.0);
-        Distillation::new(student(0).model, teacher(), settings)
+        Distillation::new(student(0).model, Some(teacher()), settings)
     };
     let one = dir.path().join("1");
     let single = LocalComm::single();
@@ -162,7 +163,7 @@ fn a_run_brings_the_student_nearer_and_ranks_change_no_bit() {
             let (two, config) = (&two, &config);
             scope.spawn(move || {
                 let settings = settings(KlDirection::Forward, CountedTokens::All, 1.0);
-                let mut objective = Distillation::new(student(0).model, teacher(), settings);
+                let mut objective = Distillation::new(student(0).model, Some(teacher()), settings);
                 train(two, &comm, config, &mut objective, 4, 1).0.unwrap()
             });
         }
@@ -215,4 +216,64 @@ fn phases_follow_each_other_and_go_on_where_they_stopped() {
     // Classes tell prompts from what the assistant writes.
     let classes = &steps[0][0].classes;
     assert!((0..3).all(|class| classes.contains(&class)) && !classes.contains(&3));
+}
+
+#[test]
+fn a_cache_says_what_the_teacher_says_and_is_bound_to_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let counter = || Box::new(Counter { next: 0, packs: 2 });
+    let manifest = |teacher: &str, top_k, steps| {
+        let data = counter().fingerprint();
+        Manifest::new(teacher.to_owned(), data, 2.0, top_k, steps)
+    };
+    let vocab = model().vocab_size;
+    let write = |name: &str, top_k, steps| {
+        let (path, mut batches) = (dir.path().join(name), counter());
+        let made = manifest("hash", top_k, steps);
+        let done = &mut |_| {};
+        teacher_cache::write(&cpu(), &path, &made, &teacher(), &mut *batches, done).unwrap();
+        path
+    };
+    let loss = |path: &std::path::Path, run: &Manifest| {
+        let mut cached = CachedBatches::open(path, run, counter()).unwrap();
+        let settings = settings(KlDirection::Forward, CountedTokens::All, 2.0);
+        let mut objective = Distillation::new(student(1).model, None, settings.clone());
+        let mut online = Distillation::new(student(1).model, Some(teacher()), settings);
+        let parameters = student(1).parameters;
+        cached.step().unwrap();
+        let packs = cached.step().unwrap();
+        let mut gradients = [vec![0.0; parameters.len()], vec![0.0; parameters.len()]];
+        let [a, b] = &mut gradients;
+        let cached = objective.micro_batch(&cpu(), &parameters, &packs[1], 1.0, a).loss;
+        let mut plain = packs[1].clone();
+        plain.soft_labels = None;
+        let online = online.micro_batch(&cpu(), &parameters, &plain, 1.0, b).loss;
+        let norm = |v: &[f32]| v.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+        let apart: Vec<f32> = a.iter().zip(&*b).map(|(a, b)| a - b).collect();
+        (cached, online, norm(&apart) / norm(b))
+    };
+    let whole = write("whole", vocab, 3);
+    let (cached, online, gradients) = loss(&whole, &manifest("hash", 0, 3));
+    assert!((cached / online - 1.0).abs() < 1e-3, "{cached} {online}");
+    assert!(gradients < 2e-2, "{gradients}");
+    // Fewer tokens see less: merging outcomes never raises a divergence.
+    let few = write("few", 8, 3);
+    let (cached, online, _) = loss(&few, &manifest("hash", 0, 2));
+    assert!(cached < online && cached > 0.0, "{cached} {online}");
+    let refused = |run: &Manifest| match CachedBatches::open(&few, run, counter()) {
+        Err(error) => error.to_string(),
+        Ok(_) => panic!("not refused"),
+    };
+    assert!(refused(&manifest("other", 0, 3)).contains("`teacher` is hash"));
+    assert!(refused(&manifest("hash", 0, 9)).contains("`steps` is 3"));
+    let cold = Manifest::new("hash".into(), counter().fingerprint(), 1.0, 0, 3);
+    assert!(refused(&cold).contains("`temperature` is 2"));
+    let foreign = Manifest::new("hash".into(), "other data".into(), 2.0, 0, 3);
+    assert!(refused(&foreign).contains("`data`"));
+    // A torn file is noticed when it is read.
+    let torn = few.join("step-000001.topk");
+    let bytes = std::fs::read(&torn).unwrap();
+    std::fs::write(&torn, &bytes[..bytes.len() - 1]).unwrap();
+    let mut cached = CachedBatches::open(&few, &manifest("", 0, 3), counter()).unwrap();
+    assert!(cached.step().unwrap_err().to_string().contains("damaged"));
 }

@@ -1,18 +1,21 @@
 //! The parts of a stage, made from a run file: what is minimized, and on what.
 
+use crate::progress::Progress;
 use crate::source::{self, Source};
 use anyhow::{Context, Result, bail};
 use hybra_chat::{ChatModel, GenerationDefaults};
+use hybra_kernels::Cpu;
 use hybra_model::config::Config;
 use hybra_model::parameters::Layout;
 use hybra_model::training::{Keep, PackedBatch, Trainable};
 use hybra_tokenizer::{SpecialIds, Tokenizer};
 use hybra_train::cross_entropy::CrossEntropy;
 use hybra_train::data::{Corpus, DataConfig, DataLoader, Phases, SampleEncoder, task_generator};
-use hybra_train::distil::{Distillation, Weighted};
+use hybra_train::distil::{DistilConfig, Distillation, Weighted};
+use hybra_train::teacher_cache::{self, CachedBatches, Manifest};
 use hybra_train::{Batches, BoxError, ModelFiles, Objective, RunConfig};
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Next-token cross entropy of a model of this shape.
 pub(crate) fn sft(run: &RunConfig, config: &Config) -> Box<dyn Objective> {
@@ -24,14 +27,17 @@ pub(crate) fn sft(run: &RunConfig, config: &Config) -> Box<dyn Objective> {
 pub(crate) fn distil(run: &RunConfig, model: &ModelFiles) -> Result<Box<dyn Objective>> {
     let distil =
         run.distil.clone().context("[distil]: expected `teacher = DIR`; found no table")?;
-    let teacher = teacher(&distil.teacher, model)?;
+    let teacher = match (&distil.teacher, &distil.cache) {
+        (Some(dir), None) => Some(teacher(dir, model)?.1),
+        _ => None,
+    };
     let keep = if run.gradient_checkpointing { Keep::Inputs } else { Keep::Projections };
     let student = Trainable::new(model.config.clone(), keep);
     Ok(Box::new(Distillation::new(student, teacher, distil)))
 }
 
-/// The teacher in `dir`.
-fn teacher(dir: &Path, student: &ModelFiles) -> Result<Weighted> {
+/// The teacher in `dir`, and the hash of its weights.
+fn teacher(dir: &Path, student: &ModelFiles) -> Result<(String, Weighted)> {
     let source = source::resolve(Some(&dir.to_string_lossy())).context("[distil]: teacher")?;
     let (teacher, name) = (weighted(&source)?, dir.display());
     let (of, own) = (teacher.model.config().vocab_size, student.config.vocab_size);
@@ -47,7 +53,7 @@ fn teacher(dir: &Path, student: &ModelFiles) -> Result<Weighted> {
             "{name}: the teacher's tokenizer.json is not the student's: distillation needs the same"
         );
     }
-    Ok(teacher)
+    Ok((source.checkpoint.hash(), teacher))
 }
 
 /// A checkpoint's shape and weights in f32.
@@ -84,10 +90,51 @@ fn chat_model(model: &ModelFiles) -> Result<ChatModel> {
 /// The loader; its own state counts the steps.
 struct Loader(DataLoader);
 
+/// The batches with the answers of the run's cache, if it has one.
+pub(crate) fn with_cache(run: &RunConfig, batches: Box<dyn Batches>) -> Result<Box<dyn Batches>> {
+    let Some(DistilConfig { cache: Some(cache), teacher, temperature, .. }) = &run.distil else {
+        return Ok(batches);
+    };
+    let hash = |dir: &PathBuf| -> Result<String> {
+        Ok(source::resolve(Some(&dir.to_string_lossy()))?.checkpoint.hash())
+    };
+    let teacher = teacher.as_ref().map(hash).transpose()?.unwrap_or_default();
+    let manifest = Manifest::new(teacher, batches.fingerprint(), *temperature, 0, run.steps);
+    Ok(Box::new(CachedBatches::open(cache, &manifest, batches).context("[distil]: cache")?))
+}
+
+/// Writes the answers of the run's teacher to the packs of the run.
+pub(crate) fn write_cache(
+    cpu: &Cpu,
+    run: &RunConfig,
+    model: &ModelFiles,
+    dir: &Path,
+    top_k: usize,
+) -> Result<()> {
+    let Some(DistilConfig { teacher: Some(from), temperature, .. }) = &run.distil else {
+        bail!("[distil]: expected `teacher = DIR`; found none");
+    };
+    let (hash, teacher) = teacher(from, model)?;
+    let vocab = teacher.model.config().vocab_size;
+    if !(1..=vocab).contains(&top_k) {
+        bail!("--top-k: expected 1 to the vocabulary's {vocab}, found {top_k}");
+    }
+    let mut batches = batches(run, model)?;
+    let manifest = Manifest::new(hash, batches.fingerprint(), *temperature, top_k, run.steps);
+    let mut bar = Progress::pieces("steps", run.steps);
+    let mut progress = |done| bar.set(done);
+    teacher_cache::write(cpu, dir, &manifest, &teacher, &mut *batches, &mut progress)
+        .map_err(anyhow::Error::from_boxed)
+}
+
 impl Batches for Loader {
     fn step(&mut self) -> Result<Vec<PackedBatch>, BoxError> {
         let step = self.0.state().step;
         Ok(self.0.step(step)?)
+    }
+
+    fn fingerprint(&self) -> String {
+        self.0.corpus().fingerprint().to_owned()
     }
 
     fn state(&self) -> Value {

@@ -18,6 +18,19 @@ pub struct PackedBatch {
     pub weights: Vec<f32>,
     /// What the label is, in numbers of the caller's; 0 where nobody says. For logs alone.
     pub classes: Vec<u8>,
+    /// What a teacher says of every token, where that is known.
+    pub soft_labels: Option<SoftLabels>,
+}
+
+/// The k most probable next tokens behind every token of a batch; the rest is one bucket.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct SoftLabels {
+    /// k.
+    pub k: usize,
+    /// `[T, k]`.
+    pub ids: Vec<u32>,
+    /// Their probabilities, `[T, k]`.
+    pub probs: Vec<f32>,
 }
 
 impl PackedBatch {

@@ -62,6 +62,13 @@ impl Batches for Phases {
         Ok(loader.step(loader.state().step)?)
     }
 
+    fn fingerprint(&self) -> String {
+        let phase = |(steps, loader): &(u64, DataLoader)| {
+            format!("{steps}:{}", loader.corpus().fingerprint())
+        };
+        self.phases.iter().map(phase).collect::<Vec<_>>().join(" ")
+    }
+
     fn state(&self) -> Value {
         json!({ "phase": self.at, "loader": self.phases[self.at].1.state() })
     }

@@ -23,6 +23,7 @@ pub(crate) fn model() -> Config {
 }
 
 /// Pulls every fifth parameter towards a number that the label chooses.
+#[allow(dead_code, reason = "not every test binary needs it")]
 pub(crate) struct Pull {
     /// The parameter that is NaN in its gradient, from which micro-batch on.
     pub(crate) poison: Option<(usize, usize)>,
@@ -75,6 +76,10 @@ impl Batches for Counter {
         let first = self.next * self.packs;
         self.next += 1;
         Ok((first..first + self.packs).map(pack).collect())
+    }
+
+    fn fingerprint(&self) -> String {
+        format!("{} packs", self.packs)
     }
 
     fn state(&self) -> Value {
