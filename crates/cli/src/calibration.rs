@@ -17,7 +17,7 @@ use toml::Table;
 #[derive(clap::Args)]
 #[command(next_help_heading = "Calibration")]
 pub(crate) struct CalibrationArgs {
-    /// Take the blend of a run file's [data]: best what the model was trained on
+    /// Take the blend of a run file's `data` table: best what the model was trained on
     #[arg(long, value_name = "RUN.toml", conflicts_with_all = ["data", "task"])]
     config: Option<PathBuf>,
     /// Conversations or texts, JSONL or Parquet; may be repeated

@@ -53,7 +53,7 @@ enum Stage {
 
 /// Keep a teacher's answers: the most probable tokens behind every token of a run's packs
 ///
-/// `hybra train distil` with `cache = CACHE` in [distil] then needs no teacher: the rest of the
+/// `hybra train distil` with `distil.cache = CACHE` then needs no teacher: the rest of the
 /// vocabulary is one bucket. The cache is bound to teacher, data, tokenizer and temperature. A
 /// command that was stopped goes on.
 #[derive(clap::Args)]
@@ -62,7 +62,7 @@ Examples:
   hybra train cache --config distil.toml --output cache
   hybra train distil --config distil.toml --output run --set distil.cache=cache")]
 pub(crate) struct CacheArgs {
-    /// The run file, with `teacher` in [distil]
+    /// The run file, with `distil.teacher`
     #[arg(long, value_name = "RUN.toml")]
     config: PathBuf,
     /// The folder of the cache
