@@ -203,9 +203,17 @@ mod tests {
 
     #[test]
     fn values_and_what_is_none() {
-        for text in
-            ["0", "-0.5e+10", "[]", "{}", "\"a\\u00e9\\n\"", "[1, {\"a\" :null}]", "true", "1E5"]
-        {
+        for text in [
+            "0",
+            "-0.5e+10",
+            "[]",
+            "{}",
+            "\"a\\u00e9\\n\"",
+            "[1, {\"a\" :null}]",
+            "true",
+            "1E5",
+            "1e311",
+        ] {
             assert!(accepts(text), "{text}");
         }
         for text in
@@ -228,7 +236,8 @@ mod tests {
             let text = pieces.concat();
             // Blanks around a value are not the scanner's.
             let bare = text.trim_matches([' ', '\n']) == text;
-            let reference = bare && serde_json::from_str::<serde_json::Value>(&text).is_ok();
+            // The grammar has no range of numbers.
+            let reference = bare && serde_json::from_str::<serde::de::IgnoredAny>(&text).is_ok();
             prop_assert_eq!(accepts(&text), reference, "{:?}", text);
         }
     }
