@@ -293,7 +293,8 @@ mod tests {
         let deep = Some(Axis::List(vec![40]));
         assert!(refused(Space { num_layers: deep, ..published() }).contains("cannot keep 40"));
         let many = Some(Axis::Range { from: 1, to: 5000, step: 1 });
-        let space = Space { hidden_size: many.clone(), intermediate_size: many, ..published() };
+        let wide = Space { hidden_size: many.clone(), intermediate_size: many, ..published() };
+        let space = Space { num_layers: None, attention_layers: None, ..wide };
         assert!(refused(space).contains("larger steps"));
     }
 
