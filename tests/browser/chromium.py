@@ -113,7 +113,13 @@ class Page:
         """Waits until the expression holds."""
         end = time.time() + seconds
         while True:
-            value = self.js(expression)
+            try:
+                value = self.js(expression)
+            except AssertionError as error:
+                # The page is being replaced: the next look finds the new one.
+                if "navigated or closed" not in str(error) or time.time() > end:
+                    raise
+                value = None
             if value:
                 return value
             if time.time() > end:
