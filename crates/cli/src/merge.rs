@@ -129,6 +129,9 @@ impl Job<'_> {
             2 => Ok(vec![1.0 - alpha, alpha]),
             _ => bail!("--alpha is for two models, found {count}; give --weights"),
         };
+        if args.method == Method::TaskArithmetic && args.alpha.is_some() {
+            bail!("--alpha has no meaning for {:?}; give --scales", args.method);
+        }
         if args.method != Method::TaskArithmetic && (args.base.is_some() || args.scales.is_some()) {
             return foreign(if args.base.is_some() { "base" } else { "scales" });
         }
@@ -173,7 +176,8 @@ impl Job<'_> {
         let mut progress = |done, total| {
             bar.get_or_insert_with(|| Progress::pieces("tensors", total as u64)).set(done as u64);
         };
-        Ok(self.models.merge(merge, out, &files, true, &mut progress)?)
+        let overwrite = self.args.force;
+        Ok(self.models.merge(merge, out, &files, overwrite, &mut progress)?)
     }
 }
 

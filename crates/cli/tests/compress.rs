@@ -145,6 +145,17 @@ fn a_student_learns_from_its_teacher_and_merges_with_its_kin() {
     hybra(at, &["merge", "a/model", "student", "-o", "x", "--allow-unrelated"]);
     let shapes = hybra_fails(at, &["merge", MODEL, "student", "-o", "y", "--allow-unrelated"]);
     assert!(shapes.contains("layers"), "{shapes}");
+    // Nothing is written that the type cannot hold, and no option goes unheard.
+    for seed in ["1", "2"] {
+        hybra(at, &["init", "micro", seed, "--dtype", "f16", "--seed", seed]);
+    }
+    let two = ["merge", "1", "2", "-o", "z", "--allow-unrelated"];
+    let huge = hybra_fails(at, &[&two[..], &["--alpha", "1e8"]].concat());
+    assert!(huge.contains("cannot hold") && !at.join("z").exists(), "{huge}");
+    let words = ["--method", "task-arithmetic", "--base", "1", "--alpha", "0.5"];
+    assert!(hybra_fails(at, &[&two[..], &words].concat()).contains("--scales"));
+    let words = ["--method", "task-arithmetic"];
+    assert!(hybra_fails(at, &[&two[..], &words].concat()).contains("--base"));
 }
 
 const SEARCH: &str = r#"

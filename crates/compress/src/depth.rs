@@ -134,19 +134,36 @@ pub fn cosine_order(config: &Config, moments: &Moments, floors: Floors) -> Vec<R
 
 /// A number of layers that the order cannot leave.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error(
-    "cannot keep {num_layers} layers with {attention} of attention: of the teacher's {of}, \
-     {removable} may go by the order; measure it with lower floors"
-)]
-pub struct DepthError {
-    /// Layers asked for.
-    pub num_layers: usize,
-    /// Attention layers asked for: a number or `any number`.
-    pub attention: String,
-    /// Layers of the teacher.
-    pub of: usize,
-    /// Layers in the order.
-    pub removable: usize,
+pub enum DepthError {
+    /// The order does not reach so far, or the teacher has not so many.
+    #[error(
+        "cannot keep {num_layers} layers with {attention} of attention: of the teacher's {of}, \
+         {removable} may go by the order; measure it with lower floors"
+    )]
+    OutOfReach {
+        /// Layers asked for.
+        num_layers: usize,
+        /// Attention layers asked for: a number or `any number`.
+        attention: String,
+        /// Layers of the teacher.
+        of: usize,
+        /// Layers in the order.
+        removable: usize,
+    },
+    /// A layer that the teacher has not.
+    #[error("the order of layers: expected layers below {of}, found {layer}")]
+    NoLayer {
+        /// In the order.
+        layer: usize,
+        /// Layers of the teacher.
+        of: usize,
+    },
+    /// A layer that goes twice.
+    #[error("the order of layers: expected each layer once, found {layer} twice")]
+    Twice {
+        /// In the order.
+        layer: usize,
+    },
 }
 
 /// The layers that stay of `num_layers`: attention layers beyond `attention` go first, then others,
@@ -161,12 +178,18 @@ pub fn kept_layers(
     attention: Option<usize>,
 ) -> Result<Vec<usize>, DepthError> {
     let of = teacher.layers.len();
-    let wrong = || DepthError {
+    let wrong = || DepthError::OutOfReach {
         num_layers,
         attention: attention.map_or_else(|| "any number".to_owned(), |count| count.to_string()),
         of,
         removable: order.len(),
     };
+    if let Some(&layer) = order.iter().find(|&&layer| layer >= of) {
+        return Err(DepthError::NoLayer { layer, of });
+    }
+    if let Some(at) = (1..order.len()).find(|&at| order[..at].contains(&order[at])) {
+        return Err(DepthError::Twice { layer: order[at] });
+    }
     let is_attention = |layer: usize| teacher.layers[layer].kind() == LayerKind::Attention;
     let mut kept: Vec<usize> = (0..of).collect();
     if let Some(attention) = attention {

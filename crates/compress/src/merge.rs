@@ -12,7 +12,8 @@
 //! arithmetic).
 
 use hybra_checkpoint::{Checkpoint, SafetensorsOptions, SafetensorsWriter, TensorInfo};
-use hybra_kernels::ops::quantize::quantize_row;
+use hybra_kernels::ops::quantize::{dequantize_row, quantize_row};
+use hybra_kernels::{DType, Isa};
 use hybra_model::load::{Found, LoadError, file_type, find_tensors};
 use hybra_model::{Config, ConfigError};
 use serde::{Deserialize, Serialize};
@@ -74,6 +75,20 @@ pub enum MergeError {
         expected: String,
         /// What it is.
         found: String,
+    },
+    /// A value that the first model's type cannot hold.
+    #[error(
+        "tensor `{tensor}`: value {index} becomes {found}, which {dtype} cannot hold; merge with smaller weights"
+    )]
+    TooLarge {
+        /// The tensor.
+        tensor: String,
+        /// Position of the value.
+        index: usize,
+        /// The value.
+        found: f32,
+        /// The type.
+        dtype: DType,
     },
     /// GGUF holds rounded blocks.
     #[error("{}: is GGUF; merge Hugging Face directories (`hybra convert`)", path.display())]
@@ -229,12 +244,28 @@ impl<'c> Models<'c> {
                 _ => Vec::new(),
             };
             let merged = merge.tensor(&models, &base, found.spec.is_matrix());
-            let mut bytes = vec![0; merged.len() * found.dtype.block_bytes()];
-            quantize_row(found.dtype, &merged, &mut bytes);
+            let bytes = encode(found, &merged)?;
             writer.write(&found.spec.name, &bytes)?;
             progress(at + 1, first.len());
         }
         Ok(writer.finish()?)
+    }
+}
+
+/// The values as stored.
+fn encode(found: &Found, values: &[f32]) -> Result<Vec<u8>, MergeError> {
+    let mut bytes = vec![0; values.len() * found.dtype.block_bytes()];
+    quantize_row(found.dtype, values, &mut bytes);
+    let mut stored = vec![0.0; values.len()];
+    dequantize_row(Isa::best(), found.dtype, &bytes, &mut stored);
+    match stored.iter().position(|value| !value.is_finite()) {
+        None => Ok(bytes),
+        Some(index) => Err(MergeError::TooLarge {
+            tensor: found.spec.name.clone(),
+            index,
+            found: values[index],
+            dtype: found.dtype,
+        }),
     }
 }
 
@@ -246,6 +277,8 @@ fn difference(a: &Config, b: &Config) -> Option<(&'static str, String, String)> 
             ("hidden_size", config.hidden_size.to_string()),
             ("the pattern", config.pattern()),
             ("tie_word_embeddings", config.tie_word_embeddings.to_string()),
+            ("layer_norm_epsilon", config.norm_eps.to_string()),
+            ("time_step_limit", format!("{:?}", config.time_step_limit)),
             ("the widths of layers", format!("{:?}", config.layers)),
         ]
     };

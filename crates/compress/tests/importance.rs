@@ -105,6 +105,10 @@ fn floors_hold_and_layers_are_kept_by_kind() {
     let count = kept.iter().filter(|&&l| config.layers[l].kind() == LayerKind::Attention).count();
     assert_eq!((kept.len(), count), (all - 1, attention));
     assert_eq!(kept_layers(&config, &order, all, None).unwrap().len(), all);
+    for (order, what) in [([0, 99], "below"), ([1, 1], "twice")] {
+        let error = kept_layers(&config, &order, all - 1, None).unwrap_err().to_string();
+        assert!(error.contains(what), "{error}");
+    }
     for (num_layers, attention) in [(0, None), (all + 1, None), (1, None), (all, Some(99))] {
         let error = kept_layers(&config, &order, num_layers, attention).unwrap_err().to_string();
         assert!(error.contains("cannot keep"), "{error}");

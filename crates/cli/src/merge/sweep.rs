@@ -14,21 +14,21 @@ use toml::{Table, Value};
 #[command(next_help_heading = "Sweep")]
 pub(super) struct SweepArgs {
     /// Try these alphas (of task arithmetic: scales) and write the best
-    #[arg(long, value_name = "A,..", value_delimiter = ',', conflicts_with_all = ["alpha", "weights"])]
+    #[arg(long, value_name = "A,..", value_delimiter = ',', conflicts_with_all = ["alpha", "weights", "scales"])]
     sweep: Option<Vec<f64>>,
-    /// Tasks of the sweep
-    #[arg(long, value_name = "TASK,..", value_delimiter = ',', default_value = "chainbox")]
+    /// Tasks of the sweep [default: chainbox]
+    #[arg(long, value_name = "TASK,..", value_delimiter = ',', requires = "sweep")]
     task: Vec<String>,
-    /// Thinking budgets of the sweep
-    #[arg(long, value_name = "B,..", value_delimiter = ',', default_value = "off,16,64,inf")]
+    /// Thinking budgets of the sweep [default: off,16,64,inf]
+    #[arg(long, value_name = "B,..", value_delimiter = ',', requires = "sweep")]
     budgets: Vec<String>,
-    /// Examples of each task
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 200,
+    /// Examples of each task [default: 200]
+    #[arg(short = 'n', long, value_name = "N", requires = "sweep",
           value_parser = clap::value_parser!(u32).range(1..))]
-    count: u32,
-    /// Of the examples
-    #[arg(long, default_value_t = 0)]
-    seed: u32,
+    count: Option<u32>,
+    /// Of the examples [default: 0]
+    #[arg(long, requires = "sweep")]
+    seed: Option<u32>,
 }
 
 impl SweepArgs {
@@ -38,14 +38,16 @@ impl SweepArgs {
     }
 
     fn settings(&self) -> Table {
-        let texts = |list: &[String]| {
-            Value::Array(list.iter().map(|text| Value::String(text.clone())).collect())
+        let texts = |list: &[String], default: &[&str]| {
+            let given = list.iter().map(|text| Value::String(text.clone()));
+            let default = default.iter().map(|text| Value::String((*text).to_owned()));
+            Value::Array(if list.is_empty() { default.collect() } else { given.collect() })
         };
         let mut settings = Table::new();
-        settings.insert("tasks".to_owned(), texts(&self.task));
-        settings.insert("budgets".to_owned(), texts(&self.budgets));
-        settings.insert("count".to_owned(), Value::Integer(self.count.into()));
-        settings.insert("seed".to_owned(), Value::Integer(self.seed.into()));
+        settings.insert("tasks".to_owned(), texts(&self.task, &["chainbox"]));
+        settings.insert("budgets".to_owned(), texts(&self.budgets, &["off", "16", "64", "inf"]));
+        settings.insert("count".to_owned(), Value::Integer(self.count.unwrap_or(200).into()));
+        settings.insert("seed".to_owned(), Value::Integer(self.seed.unwrap_or(0).into()));
         settings
     }
 }
