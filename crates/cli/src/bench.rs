@@ -165,7 +165,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let cpu = args.cpu.cpu()?;
     let machine = Machine::detect();
     let started = Instant::now();
-    let source = source::resolve(args.model.as_deref())?;
+    let source = source::resolve(args.cpu.sized(args.model.as_deref())?.as_deref())?;
     let model = source::load_model(&source, &cpu, args.load_options())?;
     let load_seconds = started.elapsed().as_secs_f64();
     let mut limits = Limits::new(machine.last_cache_bytes);

@@ -1,5 +1,6 @@
 //! Options about the machine: threads, instruction set; and about the arithmetic of a model.
 
+use crate::source::sized;
 use anyhow::Result;
 use clap::ValueEnum;
 use hybra_kernels::{Cpu, Isa};
@@ -55,6 +56,9 @@ pub(crate) struct ModelArgs {
     /// Keep packed weights in MODEL.packed beside the model: later starts take them from there
     #[arg(long)]
     weight_cache: bool,
+    /// The student of this name in a model that `hybra prune --nested` made
+    #[arg(long, value_name = "NAME")]
+    size: Option<String>,
 }
 
 /// How weights are loaded; by default for fast arithmetic, without a cache.
@@ -68,6 +72,11 @@ impl ModelArgs {
     /// As [`CpuArgs::cpu`].
     pub(crate) fn cpu(&self) -> Result<Cpu> {
         self.cpu.cpu()
+    }
+
+    /// The MODEL, or its student where a size is asked for.
+    pub(crate) fn sized(&self, model: Option<&str>) -> Result<Option<String>> {
+        sized(model, self.size.as_deref())
     }
 
     /// As [`CpuArgs::threads`].

@@ -119,7 +119,8 @@ fn open(args: &Args) -> Result<Session> {
     let limits = Limits { state, context: None, num_speculative_tokens: 0 };
     let config = EngineConfig { max_num_seqs: BATCH, ..EngineConfig::default() };
     let load = args.cpu.load_options(Arithmetic::Fast);
-    Session::open(args.model.as_deref(), args.cpu.cpu()?, load, limits, config)
+    let model = args.cpu.sized(args.model.as_deref())?;
+    Session::open(model.as_deref(), args.cpu.cpu()?, load, limits, config)
 }
 
 /// The examples of a task, or of a file; a task's name always means the task.

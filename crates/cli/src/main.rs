@@ -25,6 +25,7 @@ mod lineage;
 mod merge;
 mod options;
 mod picture;
+mod pipeline;
 mod progress;
 mod prune;
 mod reply;
@@ -79,6 +80,7 @@ enum Command {
     Divergence(divergence::Args),
     Search(search::Args),
     Merge(merge::Args),
+    Pipeline(pipeline::Args),
     Report(report::Args),
 }
 
@@ -117,6 +119,7 @@ fn run() -> anyhow::Result<ExitCode> {
         Some(Command::Divergence(args)) => divergence::run(args),
         Some(Command::Search(args)) => search::run(args),
         Some(Command::Merge(args)) => merge::run(args),
+        Some(Command::Pipeline(args)) => pipeline::run(args),
         Some(Command::Report(args)) => report::run(args),
         None => {
             Cli::command().print_help()?;

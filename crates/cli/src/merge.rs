@@ -5,7 +5,7 @@ mod sweep;
 use crate::cpu::CpuArgs;
 use crate::lineage;
 use crate::progress::Progress;
-use crate::prune::KEPT_FILES;
+use crate::prune::kept_files;
 use crate::source::{self, Source};
 use anyhow::{Result, bail};
 use clap::ValueEnum;
@@ -164,9 +164,9 @@ impl Job<'_> {
     fn write(&self, merge: &Merge, out: &Path, swept: Option<&sweep::Swept>) -> Result<()> {
         let metrics = json!({ "merge": merge, "allow_unrelated": self.args.allow_unrelated });
         let mut files = vec![("lineage.json", lineage::text(&self.ancestry, "merge", metrics))];
-        for name in ["config.json"].into_iter().chain(KEPT_FILES) {
-            files.extend(self.source.checkpoint.read_text(name)?.map(|text| (name, text)));
-        }
+        let config = self.source.checkpoint.read_text("config.json")?;
+        files.extend(config.map(|text| ("config.json", text)));
+        files.extend(kept_files(self.source)?);
         if let Some(swept) = swept {
             files.push(("sweep.json", serde_json::to_string_pretty(swept)? + "\n"));
             files.push(("sweep.html", swept.html()));

@@ -103,7 +103,8 @@ impl GenerationArgs {
             num_speculative_tokens: self.speculate.map_or(0, |n| n as usize),
         };
         let load = self.cpu.load_options(Arithmetic::Fast);
-        Session::open(model, self.cpu.cpu()?, load, limits, EngineConfig::default())
+        let model = self.cpu.sized(model)?;
+        Session::open(model.as_deref(), self.cpu.cpu()?, load, limits, EngineConfig::default())
     }
 }
 

@@ -25,7 +25,8 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use study::{Job, Measured, Stopped, Study, read_json, write_json};
+pub(crate) use study::read_json;
+use study::{Job, Measured, Stopped, Study, write_json};
 
 /// Find the best student that fits a memory budget
 ///

@@ -73,7 +73,13 @@ fn serve(runtime: &Runtime, args: Args, front: Arc<Front>) -> Result<()> {
 fn load(args: &Args, front: &Front, url: &str) -> Result<()> {
     let load = args.cpu.load_options(Arithmetic::Fast);
     let (limits, config) = (args.limits(), args.engine.config());
-    let session = Session::open(args.model.as_deref(), args.cpu.cpu()?, load, limits, config)?;
+    let session = Session::open(
+        args.cpu.sized(args.model.as_deref())?.as_deref(),
+        args.cpu.cpu()?,
+        load,
+        limits,
+        config,
+    )?;
     if let Some(error) = session.engine.cache_dir_error() {
         bail!("--cache-dir: it cannot be used: {error}");
     }

@@ -1,11 +1,13 @@
 //! What a MODEL on the command line stands for, and its parts: checkpoint, weights, tokenizer.
 //!
-//! A MODEL is nothing (the model inside the binary), an existing path, or a hub id; an existing
-//! path always wins. For exact arithmetic weights stay in their mapped file; for fast arithmetic they
+//! A MODEL is nothing (the model inside the binary), an existing path, a student of a nested
+//! checkpoint, or a hub id; an existing path always wins. For exact arithmetic weights stay in their mapped file; for fast arithmetic they
 //! are packed, and the file's pages leave memory.
 
+mod nested;
 mod tokenizer;
 
+pub(crate) use nested::sized;
 pub(crate) use tokenizer::{
     HF_CONFIG_JSON, HF_JSON, LoadedTokenizer, has_tokenizer, load_tokenizer,
 };
@@ -24,6 +26,7 @@ use hybra_model::tensors::skip_reason;
 use hybra_model::weights::Weights;
 use std::collections::BTreeMap;
 use std::path::Path;
+use tempfile::TempDir;
 
 /// The name of the model inside the binary.
 pub(crate) const EMBEDDED_NAME: &str = "hybra-default";
@@ -49,6 +52,8 @@ pub(crate) struct Source {
     pub(crate) checkpoint: Checkpoint,
     /// For people: the hub id, the name of the directory or file, or [`EMBEDDED_NAME`].
     pub(crate) name: String,
+    /// Where a sliced model lies while it is in use.
+    folder: Option<TempDir>,
 }
 
 /// A configuration, with the checkpoint it came from where there is one.
@@ -69,6 +74,9 @@ pub(crate) fn describe(model: Option<&str>) -> Result<Described> {
     if path.exists() {
         return describe_path(path, display_name(path));
     }
+    if let Some((model, size)) = nested::student_of(path) {
+        return nested::describe(model, size);
+    }
     if let Ok(config) = preset(text) {
         return Ok(Described { config, name: text.to_owned(), source: None });
     }
@@ -88,7 +96,7 @@ fn with_config(source: Source) -> Result<Described> {
 
 fn describe_path(path: &Path, name: String) -> Result<Described> {
     match Checkpoint::open(path) {
-        Ok(checkpoint) => with_config(Source { checkpoint, name }),
+        Ok(checkpoint) => with_config(Source { checkpoint, name, folder: None }),
         Err(hybra_checkpoint::Error::NoModel { .. }) if path.join("config.json").is_file() => {
             let described = from_config_file(&path.join("config.json"))?;
             Ok(Described { name, ..described })
@@ -114,12 +122,15 @@ pub(crate) fn resolve(model: Option<&str>) -> Result<Source> {
     let path = Path::new(model);
     if path.exists() {
         let checkpoint = Checkpoint::open(path)?;
-        return Ok(Source { checkpoint, name: display_name(path) });
+        return Ok(Source { checkpoint, name: display_name(path), folder: None });
+    }
+    if let Some((model, size)) = nested::student_of(path) {
+        return nested::open(model, size);
     }
     match hub::HubId::parse(model) {
         Some(id) => {
             let checkpoint = Checkpoint::open(&hub::fetch(&id, Want::Model)?)?;
-            Ok(Source { checkpoint, name: model.to_owned() })
+            Ok(Source { checkpoint, name: model.to_owned(), folder: None })
         }
         None => bail!("{}", not_a_model(model)),
     }
@@ -129,7 +140,7 @@ pub(crate) fn resolve(model: Option<&str>) -> Result<Source> {
 fn embedded() -> Result<Source> {
     let files = EMBEDDED.iter().map(|&(name, bytes)| (name, Mapping::from(bytes)));
     let checkpoint = Checkpoint::from_memory(EMBEDDED_NAME, files)?;
-    Ok(Source { checkpoint, name: EMBEDDED_NAME.to_owned() })
+    Ok(Source { checkpoint, name: EMBEDDED_NAME.to_owned(), folder: None })
 }
 
 fn not_a_model(model: &str) -> String {
@@ -167,9 +178,9 @@ pub(crate) fn load_model(source: &Source, cpu: &Cpu, options: LoadOptions) -> Re
 
 /// Brings the weights into compute layout, from the cache where that is asked for.
 fn pack(source: &Source, cpu: &Cpu, use_cache: bool, weights: &mut Weights) -> Result<()> {
-    let on_disk = use_cache && source.checkpoint.path().exists();
+    let on_disk = use_cache && source.folder.is_none() && source.checkpoint.path().exists();
     if use_cache && !on_disk {
-        eprintln!("note: --weight-cache has no effect: {} lies in memory", source.name);
+        eprintln!("note: --weight-cache has no effect: {} has no file of its own", source.name);
     }
     let cache = on_disk.then(|| WeightCache::beside(source.checkpoint.path())).transpose()?;
     if let Some(cache) = &cache

@@ -7,6 +7,7 @@
 mod evaluator;
 mod model;
 mod objective;
+mod rollouts;
 mod view;
 
 pub(crate) use evaluator::Measure;
@@ -48,8 +49,91 @@ enum Stage {
     /// the data; the log has it for prompts, thinking, answers and tool calls. RUN is as of `sft`.
     #[command(after_help = DISTIL_EXAMPLES)]
     Distil(RunArgs),
+    /// Prefer one answer to another: `[data] path = PAIRS.jsonl` in the run file
+    ///
+    /// The loss is that of direct preference optimization against the weights that the run begins
+    /// from; the log has margins, log-probabilities of both answers, and how often the better one is
+    /// preferred. RUN is as of `sft`.
+    #[command(after_help = DPO_EXAMPLES)]
+    Dpo(RunArgs),
+    /// Learn from answers of the model's own, judged by verifiers
+    ///
+    /// Every step asks prompts, several answers each, through the engine that serves, with thinking
+    /// budgets; answers better than the others of their group become likelier. RUN is as of `sft`.
+    #[command(after_help = GRPO_EXAMPLES)]
+    Grpo(RunArgs),
+    Pairs(PairsArgs),
     Cache(CacheArgs),
 }
+
+/// Mine pairs for `hybra train dpo`: of the model's own answers to a prompt a right and a wrong one
+///
+/// Prompts, budgets and sampling are those of the run file's `data` and `rollout`, as of `grpo`.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  hybra train pairs --config grpo.toml --output pairs.jsonl --count 500
+  hybra train pairs --config grpo.toml --output pairs.jsonl --set model.from=student")]
+pub(crate) struct PairsArgs {
+    /// The run file
+    #[arg(long, value_name = "RUN.toml")]
+    config: PathBuf,
+    /// The file to write
+    #[arg(long, value_name = "PAIRS.jsonl")]
+    output: PathBuf,
+    /// Pairs to look for
+    #[arg(long, value_name = "N", default_value_t = 500)]
+    count: usize,
+    /// Prompts to ask at most [default: 20 for each pair]
+    #[arg(long, value_name = "N")]
+    prompts: Option<u64>,
+    /// Replace PAIRS.jsonl if it exists
+    #[arg(long)]
+    force: bool,
+    /// Change a key of the run file
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
+    #[command(flatten)]
+    cpu: CpuArgs,
+}
+
+const DPO_EXAMPLES: &str = "\
+Examples:
+  hybra train dpo --config dpo.toml --output my-run
+  hybra train dpo --config dpo.toml --output my-run --set dpo.beta=0.05
+
+In the run file, beside what `sft` has:
+  [data]
+  path = \"pairs.jsonl\"        lines with prompt, chosen and rejected (see `hybra train pairs`)
+  pack_len = 1024
+  batch_size = 16             pairs of a step
+  [dpo]
+  beta = 0.1
+  loss = \"sigmoid\"            or \"ipo\"
+  length_normalized = false
+  sft = 0.0                   weight of the chosen answer's cross entropy";
+
+const GRPO_EXAMPLES: &str = "\
+Examples:
+  hybra train grpo --config grpo.toml --output my-run
+  hybra train grpo --config grpo.toml --output my-run --set rollout.group=16
+
+In the run file, beside what `sft` has:
+  [data]
+  pack_len = 1024
+  [[data.sources]]
+  task = \"chainbox\"           or path = \"examples.jsonl\" (see `hybra data generate`)
+  [rollout]
+  prompts = 16                of a step, each answered group times
+  group = 8
+  budgets = [\"off\", 16, 64, \"inf\"]   each prompt draws one
+  max_tokens = 256
+  [grpo]
+  baseline = \"leave_one_out\"  or \"group\"
+  [grpo.loss]
+  kl = 0.0
+  [grpo.reward]
+  malformed = 0.5";
 
 /// Keep a teacher's answers: the most probable tokens behind every token of a run's packs
 ///
@@ -91,6 +175,7 @@ In the run file, beside what `sft` has ([[phases]] are optional, a short context
   temperature = 1.0
   direction = \"forward\"       or \"reverse\"
   tokens = \"all\"              or \"learned\": those that sft would learn
+  [rollout]                   in place of [data]'s own answers: the student's (as of `grpo`)
   [[phases]]
   steps = 900
   pack_len = 1024
@@ -136,8 +221,29 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     match args.stage {
         Stage::Sft(args) => ranks(&args, "sft"),
         Stage::Distil(args) => ranks(&args, "distil"),
+        Stage::Dpo(args) => ranks(&args, "dpo"),
+        Stage::Grpo(args) => ranks(&args, "grpo"),
+        Stage::Pairs(args) => pairs(&args),
         Stage::Cache(args) => cache(&args),
     }
+}
+
+fn pairs(args: &PairsArgs) -> Result<ExitCode> {
+    let path = args.output.display();
+    if args.output.exists() && !args.force {
+        bail!("{path}: already exists; --force replaces it");
+    }
+    let config = RunConfig::read(&args.config, &args.set)?;
+    let (files, initial) = model::open(&config.model, config.seed, "pairs")?;
+    let (parameters, most) = (initial(), args.prompts.unwrap_or(20 * args.count as u64));
+    let model = (&files, &parameters[..]);
+    let lines = rollouts::mine(&config, model, &args.cpu, (args.count, most))?;
+    if lines.is_empty() {
+        bail!("{most} prompts gave no pair: no group had a right and a wrong answer");
+    }
+    rollouts::write(&args.output, &lines)?;
+    println!("{path}: {} pairs", lines.len());
+    Ok(ExitCode::SUCCESS)
 }
 
 fn cache(args: &CacheArgs) -> Result<ExitCode> {
@@ -166,10 +272,7 @@ fn ranks(args: &RunArgs, stage: &'static str) -> Result<ExitCode> {
 
 fn train(args: &RunArgs, stage: &'static str, comm: &dyn Comm) -> Result<ExitCode> {
     let config = RunConfig::read(&args.config, &args.set)?;
-    if config.distil.is_some() && stage != "distil" {
-        let path = args.config.display();
-        bail!("{path}: `[distil]` belongs to `hybra train distil`, which takes the same options");
-    }
+    refuse_other_stages(&config, stage, &args.config)?;
     let start = match (args.resume, args.force) {
         (true, _) => Start::Resume,
         (_, true) => Start::Force,
@@ -188,10 +291,31 @@ fn train(args: &RunArgs, stage: &'static str, comm: &dyn Comm) -> Result<ExitCod
     })
 }
 
+/// A table that the stage would not read is an error.
+fn refuse_other_stages(config: &RunConfig, stage: &str, path: &Path) -> Result<()> {
+    let tables: [(&str, bool, &[&str]); 4] = [
+        ("distil", config.distil.is_some(), &["distil"]),
+        ("rollout", config.rollout.is_some(), &["grpo", "distil"]),
+        ("grpo", config.grpo.is_some(), &["grpo"]),
+        ("dpo", config.dpo.is_some(), &["dpo"]),
+    ];
+    for (table, is_there, stages) in tables {
+        if is_there && !stages.contains(&stage) {
+            let (path, of) = (path.display(), stages.join("` or `hybra train "));
+            bail!("{path}: `[{table}]` belongs to `hybra train {of}`, not to `{stage}`");
+        }
+    }
+    if config.rollout.is_some() && config.distil.as_ref().is_some_and(|d| d.cache.is_some()) {
+        let path = path.display();
+        bail!("{path}: `distil.cache` has no answers to the samples of `[rollout]`");
+    }
+    Ok(())
+}
+
 /// A run that begins, or goes on from where it stopped.
 pub(crate) struct Launch<'a> {
     pub(crate) config: &'a RunConfig,
-    /// `sft` or `distil`.
+    /// `sft`, `distil`, `dpo` or `grpo`.
     pub(crate) stage: &'static str,
     /// The run's folder.
     pub(crate) dir: &'a Path,
@@ -206,12 +330,19 @@ impl Launch<'_> {
         let Self { config, stage, comm, .. } = *self;
         let cpu = self.cpu.cpu()?;
         let (files, initial) = model::open(&config.model, config.seed, stage)?;
+        let begun = initial();
         let mut objective = match stage {
             "distil" => objective::distil(config, &files)?,
-            _ => objective::sft(config, &files.config),
+            "dpo" => objective::dpo(config, &files, &begun),
+            "grpo" => objective::grpo(config, &files, &begun),
+            _ => objective::sft(config, &files),
         };
-        let batches = objective::batches(config, &files)?;
-        let mut batches = objective::with_cache(config, batches)?;
+        let mut batches = match stage {
+            "dpo" => objective::pairs(config, &files)?,
+            "grpo" => rollouts::grpo(config, &files, self.cpu)?,
+            "distil" if config.rollout.is_some() => rollouts::on_policy(config, &files, self.cpu)?,
+            _ => objective::with_cache(config, objective::batches(config, &files)?)?,
+        };
         let evaluator =
             config.eval.as_ref().map(|eval| TaskEvaluator::new(eval, &files, self.cpu)).transpose();
         let mut evaluator = evaluator.context("[eval]")?;
@@ -232,7 +363,7 @@ impl Launch<'_> {
             events: &mut |event| view.show(&event),
             stop,
         };
-        Ok(trainer.run(initial)?)
+        Ok(trainer.run(|| begun)?)
     }
 }
 

@@ -92,7 +92,7 @@ fn tolerance(text: &str) -> Result<f64, String> {
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let cpu = args.cpu.cpu()?;
-    let source = source::resolve(args.model.as_deref())?;
+    let source = source::resolve(args.cpu.sized(args.model.as_deref())?.as_deref())?;
     let model = source::load_model(&source, &cpu, args.cpu.load_options(Arithmetic::Exact))?;
     let file = Checkpoint::open(&args.reference).context("--reference")?;
     let reference = Reference::read(&file, model.config(), args.gradients)?;

@@ -67,6 +67,45 @@ fn a_student_is_cut_planned_and_compared() {
     hybra(at, &["generate", "student", "--prompt", "a=1;a?", "--max-tokens", "8"]);
 }
 
+#[test]
+fn one_checkpoint_holds_several_students() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = directory.path();
+    importance(at, &["--depth-documents", "2", "--keep-layers", "13"]);
+    let sizes = "[small]\nnum_layers = 14\nhidden_size = 112\nmamba_head_dim = 24\n\
+                 [narrow]\nintermediate_size = 256\n";
+    fs::write(at.join("sizes.toml"), sizes).unwrap();
+    let words = ["prune", MODEL, "nested", "--importance", "imp", "--nested", "sizes.toml"];
+    let told = hybra(at, &words);
+    assert!(told.contains("small") && told.contains("narrow"), "{told}");
+    let kl = |student: &str| {
+        let words = ["divergence", MODEL, student, "--task", "chainbox", "--samples", "8"];
+        json(&hybra(at, &[&words[..], &["--seed", "5", "--json"]].concat()))["kl"].as_f64().unwrap()
+    };
+    assert!(kl("nested") < 1e-3, "the teacher's weights in bf16, in another order");
+    // The same channels as of a student that was pruned alone, but for the heads' order.
+    let shape = ["--num-layers", "14", "--hidden-size", "112", "--mamba-head-dim", "24"];
+    let prune = ["prune", MODEL, "alone", "--importance", "imp", "--compensate", "norms"];
+    hybra(at, &[&prune[..], &shape].concat());
+    let (sliced, alone) = (kl("nested/small"), kl("alone"));
+    assert!((sliced / alone - 1.0).abs() < 0.02, "{sliced} {alone}");
+    let report =
+        |model: &str| json(&hybra(at, &["inspect", model, "--json"]))["parameters"].clone();
+    assert_eq!(report("nested/small"), report("alone"));
+    let words = ["generate", "nested", "--prompt", "a=1;a?", "--max-tokens", "8"];
+    let (whole, small) =
+        (hybra(at, &words), hybra(at, &[&words[..], &["--size", "small"]].concat()));
+    assert!(!whole.is_empty() && !small.is_empty());
+    let unknown = hybra_fails(at, &[&words[..], &["--size", "huge"]].concat());
+    assert!(unknown.contains("narrow, small") && unknown.contains("huge"), "{unknown}");
+    let plain = hybra_fails(at, &["generate", "alone", "--prompt", "x", "--size", "small"]);
+    assert!(plain.contains("--nested"), "{plain}");
+    fs::write(at.join("sizes.toml"), "[small]\nhidden = 1\n").unwrap();
+    let words = ["prune", MODEL, "x", "--importance", "imp", "--nested", "sizes.toml"];
+    let wrong = hybra_fails(at, &words);
+    assert!(wrong.contains("sizes.toml") && wrong.contains("hidden_size"), "{wrong}");
+}
+
 const DISTIL: &str = r#"
 steps = 6
 [distil]

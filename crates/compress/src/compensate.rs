@@ -19,6 +19,23 @@ use hybra_model::load::{Found, LoadError};
 use hybra_model::tensors::{Role, TensorSpec};
 use nalgebra::{Cholesky, DMatrix};
 
+/// Changes tensors of a student on their way from the teacher.
+pub trait Repair {
+    /// The new values of the student's tensor `spec`, cut from `found`; `None` where nothing
+    /// changes.
+    ///
+    /// # Errors
+    /// A tensor whose values cannot be read.
+    fn values(
+        &self,
+        teacher: &Config,
+        plan: &PrunePlan,
+        spec: &TensorSpec,
+        axes: &Axes,
+        found: &Found,
+    ) -> Result<Option<Vec<f32>>, LoadError>;
+}
+
 /// What is repaired, from what.
 pub struct Compensation<'a> {
     /// Of the teacher. Consumers need Gram matrices in it and are left alone without.
@@ -29,10 +46,8 @@ pub struct Compensation<'a> {
     pub ridge: Option<f64>,
 }
 
-impl Compensation<'_> {
-    /// The new values of the student's tensor `spec`, cut from `found`; `None` where nothing
-    /// changes.
-    pub(crate) fn values(
+impl Repair for Compensation<'_> {
+    fn values(
         &self,
         teacher: &Config,
         plan: &PrunePlan,
@@ -40,15 +55,18 @@ impl Compensation<'_> {
         axes: &Axes,
         found: &Found,
     ) -> Result<Option<Vec<f32>>, LoadError> {
-        let (reader, mixer) = match spec.layer.map(|at| plan.layers[at].layer()) {
-            Some(layer) => (&self.moments.layers[layer].normed, &self.moments.layers[layer].mixed),
-            None => (&self.moments.head, &self.moments.head),
-        };
+        let (reader, mixer) = self.inputs(plan, spec);
         match spec.role {
-            Role::BlockNorm | Role::FinalNorm if self.norms => norm(reader, axes, found, 1),
-            Role::GatedNorm if self.norms => {
-                let groups = teacher.mamba_layers().next().map_or(1, |m| m.n_groups);
-                norm(mixer, axes, found, groups)
+            Role::BlockNorm | Role::FinalNorm | Role::GatedNorm if self.norms => {
+                let Some(factors) = self.norm_factors(teacher, plan, spec, axes, found)? else {
+                    return Ok(None);
+                };
+                let (gamma, kept) = (found.f32_values()?, axes.rows.as_deref().unwrap_or_default());
+                let part = kept.len() / factors.len();
+                let value = |(at, &row): (usize, &usize)| {
+                    (f64::from(gamma[row]) * factors[at / part]) as f32
+                };
+                Ok(Some(kept.iter().enumerate().map(value).collect()))
             }
             Role::OutProj | Role::OProj | Role::DownProj => self.consumer(mixer, axes, found),
             Role::InProj
@@ -57,6 +75,41 @@ impl Compensation<'_> {
             | Role::VProj
             | Role::UpProj
             | Role::LmHead => self.consumer(reader, axes, found),
+            _ => Ok(None),
+        }
+    }
+}
+
+impl<'a> Compensation<'a> {
+    /// Moments of what a layer's norm gives, and of what its last projection reads.
+    fn inputs(
+        &self,
+        plan: &PrunePlan,
+        spec: &TensorSpec,
+    ) -> (&'a ChannelMoments, &'a ChannelMoments) {
+        match spec.layer.map(|at| &self.moments.layers[plan.layers[at].layer()]) {
+            Some(layer) => (&layer.normed, &layer.mixed),
+            None => (&self.moments.head, &self.moments.head),
+        }
+    }
+
+    /// What each group of the norm `spec` is multiplied with; `None` for other tensors, and where
+    /// nothing is dropped.
+    pub(crate) fn norm_factors(
+        &self,
+        teacher: &Config,
+        plan: &PrunePlan,
+        spec: &TensorSpec,
+        axes: &Axes,
+        found: &Found,
+    ) -> Result<Option<Vec<f64>>, LoadError> {
+        let (reader, mixer) = self.inputs(plan, spec);
+        match spec.role {
+            Role::BlockNorm | Role::FinalNorm => norm(reader, axes, found, 1),
+            Role::GatedNorm => {
+                let groups = teacher.mamba_layers().next().map_or(1, |m| m.n_groups);
+                norm(mixer, axes, found, groups)
+            }
             _ => Ok(None),
         }
     }
@@ -104,13 +157,13 @@ impl Compensation<'_> {
     }
 }
 
-/// γ′ of a norm over `groups` equal parts of the row.
+/// γ′/γ of a norm, for each of `groups` equal parts of the row.
 fn norm(
     outputs: &ChannelMoments,
     axes: &Axes,
     found: &Found,
     groups: usize,
-) -> Result<Option<Vec<f32>>, LoadError> {
+) -> Result<Option<Vec<f64>>, LoadError> {
     let gamma = found.f32_values()?;
     let Some(kept) = &axes.rows else { return Ok(None) };
     if kept.len() == gamma.len() {
@@ -126,12 +179,10 @@ fn norm(
         part.map(share).sum::<f64>() / count
     };
     let (whole, part) = (gamma.len() / groups, kept.len() / groups);
-    let mut values = Vec::with_capacity(kept.len());
-    for (group, kept) in kept.chunks_exact(part).enumerate() {
+    let factor = |(group, kept): (usize, &[usize])| {
         let all = mean(&mut (group * whole..(group + 1) * whole));
-        let kept_mean = mean(&mut kept.iter().copied());
-        let factor = if all > 0.0 { (kept_mean / all).sqrt() } else { 1.0 };
-        values.extend(kept.iter().map(|&at| (f64::from(gamma[at]) * factor) as f32));
-    }
-    Ok(Some(values))
+        let kept = mean(&mut kept.iter().copied());
+        if all > 0.0 { (kept / all).sqrt() } else { 1.0 }
+    };
+    Ok(Some(kept.chunks_exact(part).enumerate().map(factor).collect()))
 }

@@ -4,6 +4,7 @@
 //!   worth; [`depth`]: the order in which layers go.
 //! - [`target`]: the shape of a student; [`mod@select`] makes the [`plan`]: which channels stay.
 //! - [`space`]: shapes and the memory they must fit; [`surrogate`] ranks them, [`halving`] trains them.
+//! - [`nested`]: several students in one checkpoint, sliced when it is loaded.
 //! - [`merge`]: models of one shape become one.
 //! - [`axes`]: the rows and columns of a plan; [`prune`]: applied to files; [`compensate`]: repair.
 //!
@@ -18,6 +19,7 @@ pub mod document;
 pub mod halving;
 pub mod merge;
 pub mod moments;
+pub mod nested;
 pub mod plan;
 pub mod prune;
 pub mod scores;

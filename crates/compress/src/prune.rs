@@ -1,12 +1,14 @@
 //! A plan applied to a checkpoint: file to file, tensor by tensor, gathering rows and columns.
 //!
 //! The student's tensors keep the teacher's element types, and their values the teacher's bits,
-//! unless [`Compensation`] changes a tensor. Memory holds one tensor's rows at a time, or one whole
+//! unless a [`Repair`] changes a tensor. Memory holds one tensor's rows at a time, or one whole
 //! tensor where least squares change it; pages of the source are let go behind the reader.
 
 use crate::axes::Axes;
-use crate::compensate::Compensation;
+use crate::compensate::{Compensation, Repair};
+use crate::nested::Size;
 use crate::plan::{PlanError, PrunePlan};
+use crate::target::Target;
 use hybra_checkpoint::{Checkpoint, Format, SafetensorsOptions, SafetensorsWriter, TensorInfo};
 use hybra_kernels::DType;
 use hybra_kernels::ops::quantize::quantize_row;
@@ -84,6 +86,27 @@ impl<'c> Teacher<'c> {
         self.tensors.iter()
     }
 
+    /// What the norms of `plan`'s student are multiplied with: a size of a nested checkpoint whose
+    /// weights are in the teacher's order or another.
+    ///
+    /// # Errors
+    /// A plan that does not fit.
+    pub fn size(
+        &self,
+        plan: &PrunePlan,
+        shape: Target,
+        compensation: Option<&Compensation>,
+    ) -> Result<Size, PruneError> {
+        let mut size = Size { shape, norms: Default::default() };
+        let Some(fix) = compensation else { return Ok(size) };
+        for spec in tensor_specs(&plan.student(&self.config)?) {
+            let (found, axes) = (self.tensor(&spec, plan), Axes::of(&spec, plan, &self.config));
+            let factors = fix.norm_factors(&self.config, plan, &spec, &axes, found)?;
+            size.norms.extend(factors.map(|factors| (spec.name, factors)));
+        }
+        Ok(size)
+    }
+
     /// Writes the student of `plan` to `out`. `side_files` go beside its weights; `progress` is told
     /// bytes written and bytes in all.
     ///
@@ -92,7 +115,7 @@ impl<'c> Teacher<'c> {
     pub fn prune(
         &self,
         plan: &PrunePlan,
-        compensation: Option<&Compensation>,
+        repair: Option<&dyn Repair>,
         out: &Path,
         side_files: &[(&str, &[u8])],
         options: &SafetensorsOptions,
@@ -112,7 +135,7 @@ impl<'c> Teacher<'c> {
         let mut writer = SafetensorsWriter::create(out, &infos, side_files, options)?;
         for spec in &specs {
             let (found, axes) = (self.tensor(spec, plan), Axes::of(spec, plan, &self.config));
-            let changed = match compensation {
+            let changed = match repair {
                 Some(fix) => fix.values(&self.config, plan, spec, &axes, found)?,
                 None => None,
             };

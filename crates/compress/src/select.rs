@@ -93,7 +93,8 @@ fn mamba(
     (heads, channels)
 }
 
-fn sums(values: &[f64], len: usize) -> Vec<f64> {
+/// Sums of parts of this length.
+pub(crate) fn sums(values: &[f64], len: usize) -> Vec<f64> {
     values.chunks_exact(len).map(|part| part.iter().sum()).collect()
 }
 
@@ -106,10 +107,16 @@ fn best_of_groups(scores: &[f64], groups: usize, count: usize) -> Vec<usize> {
     scores.chunks_exact(part).enumerate().flat_map(of_group).collect()
 }
 
-/// Indices of the `count` largest values, ascending.
-fn best(scores: &[f64], count: usize) -> Vec<usize> {
+/// All indices, that of the largest value first.
+pub(crate) fn ranked(scores: &[f64]) -> Vec<usize> {
     let mut order: Vec<usize> = (0..scores.len()).collect();
     order.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]).then(a.cmp(&b)));
+    order
+}
+
+/// Indices of the `count` largest values, ascending.
+fn best(scores: &[f64], count: usize) -> Vec<usize> {
+    let mut order = ranked(scores);
     order.truncate(count);
     order.sort_unstable();
     order

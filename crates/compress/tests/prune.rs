@@ -4,7 +4,7 @@ mod support;
 
 use hybra_checkpoint::{Checkpoint, SafetensorsOptions};
 use hybra_compress::axes::{Axes, mixed};
-use hybra_compress::compensate::Compensation;
+use hybra_compress::compensate::{Compensation, Repair};
 use hybra_compress::prune::Teacher;
 use hybra_compress::scores::{Method, Scores, scores};
 use hybra_compress::select::{Channels, select};
@@ -25,7 +25,8 @@ fn prune(teacher: &Path, plan: &PrunePlan, fix: Option<&Compensation>, out: &Pat
     let text = plan.student(&teacher.config).unwrap().to_json();
     let options = SafetensorsOptions { overwrite: true, ..SafetensorsOptions::default() };
     let files = [("config.json", text.as_bytes())];
-    teacher.prune(plan, fix, out, &files, &options, &mut |_, _| {}).unwrap();
+    let repair = fix.map(|fix| fix as &dyn Repair);
+    teacher.prune(plan, repair, out, &files, &options, &mut |_, _| {}).unwrap();
 }
 
 fn weights(dir: &Path) -> Vec<u8> {

@@ -216,6 +216,7 @@ impl Engine {
             constraint: request.constraint.map(Arming::new),
             cached_tokens: 0,
             prompt_logprobs: request.prompt_logprobs,
+            eos_sampled: None,
             max_len: prompt_len + max_tokens,
             prompt_len,
             held: Held::Nothing,

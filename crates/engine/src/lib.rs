@@ -52,7 +52,9 @@ pub use request::{Effort, MAX_LOGIT_BIAS, MAX_STOP_STRING_BYTES, MAX_STOP_STRING
 pub use request::{MAX_STOP_TOKEN_IDS, MAX_TOP_LOGPROBS};
 pub use request::{SamplingParams, ServerBudget, ThinkingParams};
 pub use sampler::{Allowed, Draw, SampleInput, Sampler, TokenLogprob};
-pub use sequence::{Event, FinishEvent, FinishReason, GenerationRequest, SequenceId, TokenEvent};
+pub use sequence::{
+    EndToken, Event, FinishEvent, FinishReason, GenerationRequest, SequenceId, TokenEvent,
+};
 pub use speculation::{MAX_SPECULATIVE_TOKENS, SpeculationReport};
 pub use stats::{Counters, Stats};
 pub use stop::StopMatcher;

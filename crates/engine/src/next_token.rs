@@ -9,7 +9,7 @@ use crate::engine::TokenTable;
 use crate::error::SamplingError;
 use crate::prompt_logprobs::score;
 use crate::sampler::{Draw, SampleInput, Sampler, TokenLogprob};
-use crate::sequence::{Event, FinishReason, Sequence, TokenEvent};
+use crate::sequence::{EndToken, Event, FinishReason, Sequence, TokenEvent};
 use crate::thinking_budget::{EosAction, FinishCause};
 
 /// Decides the tokens after a segment from its `rows` of logits: the first row follows a known
@@ -121,7 +121,11 @@ fn choose(
     let Some(token) = sample(sequence, logits, sampler)? else { return Ok(None) };
     if !sequence.sampling.ignore_eos && sequence.eos.contains(&token) {
         return match sequence.budget.on_eos() {
-            EosAction::Finish => Ok(None),
+            EosAction::Finish => {
+                let logprob = logprobs(sequence, logits, token, sampler).0;
+                sequence.eos_sampled = Some(EndToken { token, logprob });
+                Ok(None)
+            }
             EosAction::CloseAndContinue => Ok(sequence.budget.forced_next()),
         };
     }

@@ -84,6 +84,15 @@ pub struct TokenEvent {
     pub step: Step,
 }
 
+/// A sampled end-of-sequence token.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EndToken {
+    /// The token.
+    pub token: u32,
+    /// Its log-probability under the raw model distribution, if asked for.
+    pub logprob: Option<f32>,
+}
+
 /// The end of a sequence.
 #[derive(Clone, Debug)]
 pub struct FinishEvent {
@@ -102,6 +111,8 @@ pub struct FinishEvent {
     pub cached_tokens: usize,
     /// The stop string that ended it: index into [`SamplingParams::stop`].
     pub stop: Option<usize>,
+    /// The end-of-sequence token that ended it, which is no [`TokenEvent`].
+    pub eos: Option<EndToken>,
     /// Generated tokens, forced ones included.
     pub completion_tokens: usize,
     /// Tokens of the thinking section, forced ones and the close tag included.
@@ -197,6 +208,8 @@ pub(crate) struct Sequence {
     pub(crate) constraint: Option<Arming>,
     pub(crate) cached_tokens: usize,
     pub(crate) prompt_logprobs: Option<u32>,
+    /// The end-of-sequence token, once it was sampled.
+    pub(crate) eos_sampled: Option<EndToken>,
 }
 
 impl Sequence {
@@ -295,6 +308,7 @@ impl Sequence {
             prompt_tokens: self.prompt_len,
             cached_tokens: self.cached_tokens,
             stop: self.stop.as_ref().and_then(|watch| watch.found),
+            eos: self.eos_sampled,
             completion_tokens: self.output_len(),
             reasoning_tokens: self.budget.reasoning_tokens(),
             budget: self.budget.report(),

@@ -28,12 +28,14 @@ impl Budget {
     }
 
     /// What the prompt is rendered for.
-    pub(crate) fn switch(self) -> ThinkingParams {
+    #[must_use]
+    pub fn switch(self) -> ThinkingParams {
         ThinkingParams { enabled: Some(self.opens()), ..ThinkingParams::default() }
     }
 
     /// What the engine is asked for.
-    pub(crate) fn params(self, grace: Grace) -> ThinkingParams {
+    #[must_use]
+    pub fn params(self, grace: Grace) -> ThinkingParams {
         let budget = match self {
             Self::Off => 0,
             Self::Tokens(tokens) => i64::from(tokens),

@@ -15,7 +15,7 @@ mod block;
 mod packed_batch;
 mod views;
 
-pub use packed_batch::{PackedBatch, SoftLabels};
+pub use packed_batch::{PackedBatch, Signals, SoftLabels};
 
 use crate::config::Config;
 use crate::parameters::Layout;

@@ -8,6 +8,8 @@
 
 use crate::atomic;
 use hybra_checkpoint::{Checkpoint, Dtype, SafetensorsOptions, SafetensorsWriter, TensorInfo};
+use hybra_kernels::DType;
+use hybra_kernels::ops::quantize::quantize_row;
 use hybra_model::config::Config;
 use hybra_model::parameters::Layout;
 use serde::{Deserialize, Serialize};
@@ -293,6 +295,23 @@ impl CheckpointStore {
     }
 }
 
+/// Writes a model of bf16 weights as a Hugging Face directory, whole or not at all: as it is served.
+/// Values round to nearest even; the config's dtype is the caller's.
+///
+/// # Errors
+/// [`StoreError::Checkpoint`].
+pub fn write_served(
+    dir: &Path,
+    layout: &Layout,
+    parameters: &[f32],
+    files: &[(String, Vec<u8>)],
+) -> Result<(), StoreError> {
+    let mut bytes = vec![0; 2 * parameters.len()];
+    quantize_row(DType::Bf16, parameters, &mut bytes);
+    let part = |range: &std::ops::Range<usize>| &bytes[2 * range.start..2 * range.end];
+    write(dir, Dtype::Bf16, layout, &part, files, false)
+}
+
 /// Writes a model as a Hugging Face directory, whole or not at all.
 ///
 /// # Errors
@@ -304,14 +323,26 @@ pub fn write_model(
     files: &[(String, Vec<u8>)],
     overwrite: bool,
 ) -> Result<(), StoreError> {
-    let info = |name: &str, shape: &[usize]| TensorInfo::new(name, Dtype::F32, shape);
+    let part = |range: &std::ops::Range<usize>| bytemuck::cast_slice(&parameters[range.clone()]);
+    write(dir, Dtype::F32, layout, &part, files, overwrite)
+}
+
+fn write<'p>(
+    dir: &Path,
+    dtype: Dtype,
+    layout: &Layout,
+    part: &dyn Fn(&std::ops::Range<usize>) -> &'p [u8],
+    files: &[(String, Vec<u8>)],
+    overwrite: bool,
+) -> Result<(), StoreError> {
+    let info = |name: &str, shape: &[usize]| TensorInfo::new(name, dtype, shape);
     let slots = layout.slots();
     let tensors: Vec<_> = slots.iter().map(|s| info(&s.spec.name, &s.spec.shape)).collect();
     let files: Vec<_> = files.iter().map(|(name, bytes)| (name.as_str(), &bytes[..])).collect();
     let options = SafetensorsOptions { overwrite, ..SafetensorsOptions::default() };
     let mut writer = SafetensorsWriter::create(dir, &tensors, &files, &options)?;
     for slot in slots {
-        writer.write(&slot.spec.name, bytemuck::cast_slice(&parameters[slot.range.clone()]))?;
+        writer.write(&slot.spec.name, part(&slot.range))?;
     }
     Ok(writer.finish()?)
 }

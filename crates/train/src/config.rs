@@ -8,7 +8,10 @@ mod model;
 pub use model::{ModelConfig, TokenIds};
 
 use crate::distil::DistilConfig;
+use crate::dpo::DpoConfig;
+use crate::grpo::GrpoConfig;
 use crate::optimizer::OptimizerConfig;
+use crate::rollout::RolloutConfig;
 use crate::schedule::Schedule;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -49,6 +52,16 @@ pub struct RunConfig {
     /// What a student learns from; of `hybra train distil` alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub distil: Option<DistilConfig>,
+    /// How the model answers what it then learns from; of `grpo`, `pairs`, and of `distil` on the
+    /// student's own samples.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollout: Option<RolloutConfig>,
+    /// Of `hybra train grpo` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grpo: Option<GrpoConfig>,
+    /// Of `hybra train dpo` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dpo: Option<DpoConfig>,
     /// Parts of the run with data of their own shape, one after the other.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub phases: Vec<PhaseConfig>,
@@ -227,6 +240,19 @@ impl RunConfig {
         }
         if let Some((key, expected, found)) = self.distil.as_ref().and_then(DistilConfig::defect) {
             return Err(wrong(&format!("distil.{key}"), expected, &found));
+        }
+        if let Some((key, expected, found)) = self.rollout.as_ref().and_then(RolloutConfig::defect)
+        {
+            return Err(wrong(&format!("rollout.{key}"), &expected, &found));
+        }
+        if let Some((key, expected, found)) = self.grpo.as_ref().and_then(GrpoConfig::defect) {
+            return Err(wrong(&format!("grpo.{key}"), expected, &found));
+        }
+        if let Some((key, expected, found)) = self.dpo.as_ref().and_then(DpoConfig::defect) {
+            return Err(wrong(&format!("dpo.{key}"), expected, &found));
+        }
+        if self.rollout.is_some() && !self.phases.is_empty() {
+            return Err(wrong("phases", "none beside [rollout]", &self.phases.len()));
         }
         if self.eval.as_ref().is_some_and(|eval| eval.every == 0) {
             return Err(wrong("eval.every", "at least 1", &0));

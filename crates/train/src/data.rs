@@ -10,11 +10,11 @@
 
 mod bpe;
 mod config;
-mod draw;
+pub(crate) mod draw;
 mod error;
 mod literal;
 mod loader;
-mod mixture;
+pub(crate) mod mixture;
 mod packing;
 mod parquet_rows;
 mod phases;
@@ -34,4 +34,4 @@ pub use phases::Phases;
 pub use record::{Conversation, Record};
 pub use sample::{Document, SampleEncoder, Thinking, TokenClass};
 pub use source::{Generator, Source};
-pub use tasks::task_generator;
+pub use tasks::{task_examples, task_generator};

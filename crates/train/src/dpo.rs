@@ -1,27 +1,209 @@
-//! Direct preference optimization: the loss of a pair from four sums of log-probabilities.
+//! Direct preference optimization: of two answers the better one becomes likelier.
 //!
-//! `L = −log σ(β·m)` with the margin `m = (π⁺ − ref⁺) − (π⁻ − ref⁻)`: exactly ln 2 where policy and
-//! reference agree, whatever β. `∂L/∂m = −β·σ(−β·m)`.
+//! A pair is two documents of a batch, chosen then rejected. With the margin
+//! `m = (π⁺ − ref⁺) − (π⁻ − ref⁻)` of log-probabilities summed over an answer's learned tokens (or
+//! their means), the loss of a pair is
 //!
-//! Source: Rafailov et al. 2023.
+//! ```text
+//! sigmoid   −log σ(β·m)            ipo   (m − 1/(2β))²
+//! + sft · mean of −log π over the chosen answer's tokens
+//! ```
+//! and that of a step the mean over its pairs. Where policy and reference agree m is exactly 0 and
+//! the sigmoid loss exactly ln 2, whatever β: a run that begins with anything else is a bug.
+//!
+//! Sources: Rafailov et al. 2023 (DPO), Azar et al. 2024 (IPO).
 
-/// Log-probabilities of an answer, summed over its tokens, under policy and reference.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Logps {
-    /// Under the model that is trained.
-    pub policy: f64,
-    /// Under the model that it started from.
-    pub reference: f64,
+mod pairs;
+
+pub use pairs::{Pair, PairBatches, PairConfig, PairError};
+
+use crate::distil::Weighted;
+use crate::objective::{LossSums, Objective};
+use crate::policy_gradient::logprobs;
+use hybra_kernels::ops::linear_cross_entropy::{HeadGradients, Labels, linear_cross_entropy};
+use hybra_kernels::{Cpu, MatMut, MatRef};
+use hybra_model::training::{PackedBatch, Tape, Trainable};
+use serde::{Deserialize, Serialize};
+
+/// `[dpo]` of a run file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DpoConfig {
+    /// β.
+    pub beta: f64,
+    /// Of the margin.
+    pub loss: DpoLoss,
+    /// Whether log-probabilities are means over an answer's tokens instead of sums.
+    pub length_normalized: bool,
+    /// Weight of the chosen answer's cross entropy.
+    pub sft: f64,
 }
 
-/// Loss of a pair and its slope along the margin.
+impl Default for DpoConfig {
+    fn default() -> Self {
+        Self { beta: 0.1, loss: DpoLoss::Sigmoid, length_normalized: false, sft: 0.0 }
+    }
+}
+
+impl DpoConfig {
+    /// Key, what would do, and what it is, if a value is out of range.
+    pub(crate) fn defect(&self) -> Option<(&'static str, &'static str, String)> {
+        if !(self.beta > 0.0 && self.beta <= 100.0) {
+            return Some(("beta", "a number above 0, at most 100", self.beta.to_string()));
+        }
+        let fits = (0.0..=100.0).contains(&self.sft);
+        (!fits).then(|| ("sft", "0 to 100", self.sft.to_string()))
+    }
+}
+
+/// What becomes of a margin.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DpoLoss {
+    /// −log σ(β·m).
+    #[default]
+    Sigmoid,
+    /// (m − 1/(2β))².
+    Ipo,
+}
+
+/// Loss of a margin, and its slope.
 #[must_use]
-pub fn dpo_loss(beta: f64, chosen: Logps, rejected: Logps) -> (f64, f64) {
-    let margin = (chosen.policy - chosen.reference) - (rejected.policy - rejected.reference);
-    let x = beta * margin;
-    // −log σ(x) = ln(1 + e^−x), without overflow.
-    let loss = (-x).max(0.0) + (-x.abs()).exp().ln_1p();
-    (loss, -beta / (1.0 + x.exp()))
+pub fn dpo_loss(loss: DpoLoss, beta: f64, margin: f64) -> (f64, f64) {
+    match loss {
+        DpoLoss::Sigmoid => {
+            let x = beta * margin;
+            // −log σ(x) = ln(1 + e^−x), without overflow.
+            let loss = (-x).max(0.0) + (-x.abs()).exp().ln_1p();
+            (loss, -beta / (1.0 + x.exp()))
+        }
+        DpoLoss::Ipo => {
+            let away = margin - 1.0 / (2.0 * beta);
+            (away * away, 2.0 * away)
+        }
+    }
+}
+
+/// The objective.
+pub struct Dpo {
+    model: Trainable,
+    reference: Weighted,
+    config: DpoConfig,
+    tape: Tape,
+    reference_tape: Tape,
+    dnormed: Vec<f32>,
+}
+
+impl Dpo {
+    /// For a model of this shape that began as `reference`.
+    #[must_use]
+    pub fn new(model: Trainable, reference: Weighted, config: DpoConfig) -> Self {
+        let (tape, reference_tape) = (Tape::default(), Tape::default());
+        Self { model, reference, config, tape, reference_tape, dnormed: Vec::new() }
+    }
+}
+
+/// An answer's tokens in a batch, and what they sum to.
+struct Answer {
+    rows: std::ops::Range<usize>,
+    /// Learned tokens.
+    count: f64,
+    policy: f64,
+    reference: f64,
+}
+
+impl Answer {
+    /// What a log-probability of the answer is multiplied with.
+    fn norm(&self, config: &DpoConfig) -> f64 {
+        if config.length_normalized { 1.0 / self.count.max(1.0) } else { 1.0 }
+    }
+
+    fn gain(&self, config: &DpoConfig) -> f64 {
+        (self.policy - self.reference) * self.norm(config)
+    }
+}
+
+fn answers(batch: &PackedBatch, policy: &[f32], reference: &[f32]) -> Vec<Answer> {
+    let mut from = 0;
+    let answer = |&len: &usize| {
+        let rows = from..from + len;
+        from += len;
+        let learned = |rows: &std::ops::Range<usize>| {
+            rows.clone().filter(|&t| batch.weights[t] != 0.0).collect::<Vec<_>>()
+        };
+        let learned = learned(&rows);
+        let sum = |values: &[f32]| learned.iter().map(|&t| f64::from(values[t])).sum();
+        let count = learned.len() as f64;
+        Answer { rows, count, policy: sum(policy), reference: sum(reference) }
+    };
+    batch.documents.iter().map(answer).collect()
+}
+
+impl Objective for Dpo {
+    fn micro_batch(
+        &mut self,
+        cpu: &Cpu,
+        parameters: &[f32],
+        batch: &PackedBatch,
+        scale: f32,
+        gradient: &mut [f32],
+    ) -> LossSums {
+        let Weighted { model: old, parameters: begun } = &self.reference;
+        old.forward(cpu, begun, batch, &mut self.reference_tape);
+        let reference = logprobs(cpu, old, begun, batch, &self.reference_tape);
+        let (model, tape) = (&self.model, &mut self.tape);
+        model.forward(cpu, parameters, batch, tape);
+        let policy = logprobs(cpu, model, parameters, batch, tape);
+        let answers = answers(batch, &policy, &reference);
+        let mut weights = vec![0.0; policy.len()];
+        let mut add = |answer: &Answer, weight: f64| {
+            for t in answer.rows.clone().filter(|&t| batch.weights[t] != 0.0) {
+                weights[t] += weight as f32;
+            }
+        };
+        let (mut loss, mut pairs, mut margins, mut preferred) = (0.0, 0.0, 0.0, 0.0);
+        let (mut chosen_logp, mut rejected_logp) = (0.0, 0.0);
+        for pair in answers.chunks_exact(2) {
+            let (chosen, rejected) = (&pair[0], &pair[1]);
+            let margin = chosen.gain(&self.config) - rejected.gain(&self.config);
+            let (of_pair, slope) = dpo_loss(self.config.loss, self.config.beta, margin);
+            // The head's gradient is that of Σ weight · (−log π).
+            add(chosen, -slope * chosen.norm(&self.config) + self.config.sft / chosen.count);
+            add(rejected, slope * rejected.norm(&self.config));
+            loss += of_pair - self.config.sft * chosen.policy / chosen.count;
+            pairs += 1.0;
+            margins += margin;
+            preferred += f64::from(u8::from(margin > 0.0));
+            chosen_logp += chosen.policy;
+            rejected_logp += rejected.policy;
+        }
+        // The check is a comparison of weights: cheap, and true of the first step alone.
+        if margins != 0.0 && parameters == begun.as_slice() {
+            panic!("DPO: the margin of equal weights is {margins}, not 0");
+        }
+        let h = model.config().hidden_size;
+        self.dnormed.resize(tape.normed().len(), 0.0);
+        let g = HeadGradients {
+            x: MatMut::new(&mut self.dnormed, h),
+            w: model.head_gradient(gradient),
+        };
+        let labels = Labels { ids: &batch.labels, weights: &weights };
+        let (x, w) = (MatRef::new(tape.normed(), h), model.head(parameters));
+        let mut unused = vec![0.0; policy.len()];
+        linear_cross_entropy(cpu, x, w, labels, scale, &mut unused, Some(g));
+        model.backward(cpu, parameters, batch, tape, &self.dnormed, gradient);
+        let metrics = vec![
+            ("margin", margins, pairs),
+            ("preferred", preferred, pairs),
+            ("chosen_logp", chosen_logp, pairs),
+            ("rejected_logp", rejected_logp, pairs),
+        ];
+        LossSums { loss, weight: pairs, metrics }
+    }
+
+    fn weight(&self, batch: &PackedBatch) -> f64 {
+        (batch.documents.len() / 2) as f64
+    }
 }
 
 #[cfg(test)]
@@ -30,13 +212,14 @@ mod tests {
 
     #[test]
     fn it_starts_at_ln_2_and_its_slope_is_the_derivative() {
-        let logps = |policy| Logps { policy, reference: -7.5 };
-        assert_eq!(dpo_loss(0.1, logps(-7.5), logps(-7.5)).0, std::f64::consts::LN_2);
-        let at = |m: f64| dpo_loss(0.3, logps(m), logps(-7.5));
-        for m in [-900.0, -8.0, 0.0, 3.0, 900.0] {
-            let h = 1e-6;
-            let slope = (at(m + h).0 - at(m - h).0) / (2.0 * h);
-            assert!((at(m).1 - slope).abs() < 1e-7, "{m}: {} {slope}", at(m).1);
+        assert_eq!(dpo_loss(DpoLoss::Sigmoid, 0.1, 0.0).0, std::f64::consts::LN_2);
+        for loss in [DpoLoss::Sigmoid, DpoLoss::Ipo] {
+            for m in [-900.0, -8.0, 0.0, 3.0, 900.0] {
+                let at = |m: f64| dpo_loss(loss, 0.3, m);
+                let h = 1e-5;
+                let slope = (at(m + h).0 - at(m - h).0) / (2.0 * h);
+                assert!((at(m).1 - slope).abs() < 1e-4, "{m}: {} {slope}", at(m).1);
+            }
         }
     }
 }

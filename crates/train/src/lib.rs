@@ -2,8 +2,9 @@
 //!
 //! - [`trainer`]: the loop; read it first. [`config`] is its TOML file, [`schedule`] its learning
 //!   rate, [`optimizer`] its AdamW.
-//! - [`cross_entropy`], [`distil`], [`dpo`]: what is minimized; [`teacher_cache`]: a teacher's
-//!   answers on disk.
+//! - [`cross_entropy`], [`distil`], [`dpo`], [`policy_gradient`]: what is minimized;
+//!   [`teacher_cache`]: a teacher's answers on disk.
+//! - [`rollout`]: the model's own answers, by the engine; [`grpo`] and [`on_policy`] learn from them.
 //! - [`objective`]: what the loop needs to know of a stage: a loss with its gradient, and data.
 //! - [`comm`]: ranks, in one process or over MPI, and sums in one fixed order.
 //! - [`checkpoint_store`]: what is kept of a run, and checked when it goes on; [`run_dir`] and
@@ -22,10 +23,14 @@ pub mod cross_entropy;
 pub mod data;
 pub mod distil;
 pub mod dpo;
+pub mod grpo;
 pub mod log;
 pub mod objective;
+pub mod on_policy;
 pub mod optimizer;
+pub mod policy_gradient;
 pub mod report;
+pub mod rollout;
 pub mod run_dir;
 pub mod schedule;
 pub mod teacher_cache;
@@ -34,6 +39,6 @@ pub mod trainer;
 pub use checkpoint_store::{CheckpointStore, StoreError};
 pub use comm::{Comm, CommError, LocalComm};
 pub use config::{RunConfig, RunConfigError};
-pub use objective::{Batches, BoxError, Evaluator, LossSums, Objective};
+pub use objective::{Batches, BoxError, Evaluator, LossSums, Objective, Policy};
 pub use run_dir::{RunDir, RunDirError, Start};
 pub use trainer::{Event, ModelFiles, Outcome, TrainError, Trainer};

@@ -3,6 +3,7 @@
 //! Both are deterministic: an objective's result depends on parameters and batch alone, and a
 //! source of batches that is restored to a state gives what followed that state before.
 
+use crate::comm::Comm;
 use hybra_kernels::Cpu;
 use hybra_model::training::PackedBatch;
 use serde_json::Value;
@@ -55,6 +56,19 @@ pub trait Objective {
     fn weight(&self, batch: &PackedBatch) -> f64 {
         batch.weights.iter().map(|&weight| f64::from(weight)).sum()
     }
+
+    /// Whether a step without any gradient can be right; else it ends a run that begins with one.
+    fn may_rest(&self) -> bool {
+        false
+    }
+}
+
+/// The model under training, for data that it makes itself.
+pub struct Policy<'a> {
+    /// Its weights, flat, in layout order.
+    pub parameters: &'a [f32],
+    /// The ranks.
+    pub comm: &'a dyn Comm,
 }
 
 /// Where micro-batches come from. Every rank sees those of all ranks and computes its share.
@@ -63,7 +77,7 @@ pub trait Batches {
     ///
     /// # Errors
     /// Whatever is wrong with the data.
-    fn step(&mut self) -> Result<Vec<PackedBatch>, BoxError>;
+    fn step(&mut self, policy: &Policy) -> Result<Vec<PackedBatch>, BoxError>;
 
     /// A checksum of all that decides what the steps are, the tokenizer included.
     fn fingerprint(&self) -> String;
@@ -76,6 +90,11 @@ pub trait Batches {
     /// # Errors
     /// A state of other data.
     fn restore(&mut self, state: &Value) -> Result<(), BoxError>;
+
+    /// What the last step's data were like, for the log; the same on all ranks.
+    fn metrics(&self) -> &[(String, f64)] {
+        &[]
+    }
 }
 
 /// Measures a model in the middle of a run.

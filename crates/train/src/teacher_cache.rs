@@ -9,8 +9,9 @@
 //! to the teacher's weights, the data with its tokenizer, and the temperature; others are refused.
 
 use crate::atomic;
+use crate::comm::LocalComm;
 use crate::distil::Weighted;
-use crate::objective::{Batches, BoxError};
+use crate::objective::{Batches, BoxError, Policy};
 use hybra_kernels::ops::product::{Write, product};
 use hybra_kernels::{Cpu, MatMut, MatRef};
 use hybra_model::training::{PackedBatch, SoftLabels, Tape};
@@ -119,8 +120,11 @@ pub fn write(
         Err(_) => atomic::write(&begun, text.as_bytes()).map_err(io(&begun))?,
     }
     let mut tape = Tape::default();
+    // Data that ask the model under training cannot be answered beforehand.
+    let comm = LocalComm::single();
+    let policy = Policy { parameters: &[], comm: &comm };
     for step in 0..manifest.steps {
-        let packs = batches.step()?;
+        let packs = batches.step(&policy)?;
         let path = file(dir, step);
         if !path.exists() {
             let answers = packs.iter().map(|pack| top_k(cpu, manifest, teacher, pack, &mut tape));
@@ -271,8 +275,8 @@ impl CachedBatches {
 }
 
 impl Batches for CachedBatches {
-    fn step(&mut self) -> Result<Vec<PackedBatch>, BoxError> {
-        let mut packs = self.batches.step()?;
+    fn step(&mut self, policy: &Policy) -> Result<Vec<PackedBatch>, BoxError> {
+        let mut packs = self.batches.step(policy)?;
         let path = file(&self.dir, self.step);
         let bytes = std::fs::read(&path);
         let bytes = bytes.map_err(|cause| CacheError::Io { path: path.clone(), cause })?;

@@ -20,7 +20,7 @@ use crate::checkpoint_store::{
 use crate::comm::Comm;
 use crate::config::RunConfig;
 use crate::log::{Lines, StepLog, StepTiming};
-use crate::objective::{Batches, Evaluator, LossSums, Objective};
+use crate::objective::{Batches, Evaluator, LossSums, Objective, Policy};
 use crate::optimizer::{AdamW, shards};
 use crate::run_dir::RunDir;
 use gradient::Gradient;
@@ -243,7 +243,8 @@ impl Trainer<'_> {
     fn step(&mut self, state: &mut State) -> Result<(), TrainError> {
         let started = Instant::now();
         let step = state.step + 1;
-        let batches = self.batches.step().map_err(TrainError::Data)?;
+        let policy = Policy { parameters: &state.parameters, comm: self.comm };
+        let batches = self.batches.step(&policy).map_err(TrainError::Data)?;
         let weight = self.weight(step, &batches)?;
         let sums = self.gradient(state, &batches, weight)?;
         let gradient = self.comm.reduce_scatter_sum(state.gradient.values(), &state.shards)?;
@@ -254,7 +255,7 @@ impl Trainer<'_> {
             let bad = nonfinite::first_bad(self.comm, &gradient, state.optimizer.shard())?;
             return Err(nonfinite::stop(&dir, self.comm, &seen, &batches, layout, bad)?);
         }
-        if step == 1 {
+        if step == 1 && !self.objective.may_rest() {
             let without = gradient::without(self.comm, &state.layout, &gradient, &state.shards)?;
             self.cover(&without, state.layout.slots().len())?;
         }
@@ -269,7 +270,8 @@ impl Trainer<'_> {
         state.step = step;
         state.tokens += num_tokens;
         state.learned_tokens += batches.iter().map(|b| b.num_learned() as u64).sum::<u64>();
-        let (metrics, eval) = (means(&sums), self.evaluate(state)?);
+        let (mut metrics, eval) = (means(&sums), self.evaluate(state)?);
+        metrics.extend(self.batches.metrics().iter().cloned());
         let (tokens, learned_tokens) = (state.tokens, state.learned_tokens);
         let log = StepLog { step, loss, lr, grad_norm, tokens, learned_tokens, metrics, eval };
         let seconds = started.elapsed().as_secs_f64();

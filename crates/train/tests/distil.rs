@@ -15,7 +15,7 @@ use hybra_train::distil::{
 };
 use hybra_train::teacher_cache::{self, CachedBatches, Manifest};
 use hybra_train::{Batches, LocalComm, Objective, Outcome};
-use support::{Counter, config, model, train};
+use support::{Counter, alone, config, model, train};
 
 fn cpu() -> Cpu {
     Cpu::new(Isa::best(), 2)
@@ -40,7 +40,7 @@ fn settings(direction: KlDirection, tokens: CountedTokens, temperature: f32) -> 
 }
 
 fn batch() -> PackedBatch {
-    let mut batch = Counter { next: 1, packs: 1 }.step().unwrap().remove(0);
+    let mut batch = Counter { next: 1, packs: 1 }.step(&alone()).unwrap().remove(0);
     batch.classes = (0..batch.tokens.len()).map(|i| (i % 3) as u8).collect();
     batch
 }
@@ -194,7 +194,7 @@ fn phases_follow_each_other_and_go_on_where_they_stopped() {
     let phases = [phase(2, Some(256), None), phase(3, None, Some(1))];
     let open = || Phases::open(&data, &phases, &encoder()).unwrap();
     let mut whole = open();
-    let steps: Vec<_> = (0..5).map(|_| whole.step().unwrap()).collect();
+    let steps: Vec<_> = (0..5).map(|_| whole.step(&alone()).unwrap()).collect();
     let shape = |packs: &Vec<PackedBatch>| {
         (packs.len(), packs.iter().map(|pack| pack.tokens.len()).max().unwrap())
     };
@@ -203,11 +203,11 @@ fn phases_follow_each_other_and_go_on_where_they_stopped() {
     assert_ne!(steps[0][0].tokens[..64], steps[2][0].tokens[..64]);
     for done in 0..5 {
         let mut first = open();
-        (0..done).for_each(|_| drop(first.step().unwrap()));
+        (0..done).for_each(|_| drop(first.step(&alone()).unwrap()));
         let mut second = open();
         second.restore(&first.state()).unwrap();
         for want in &steps[done..] {
-            assert_eq!(&second.step().unwrap(), want, "after {done} steps");
+            assert_eq!(&second.step(&alone()).unwrap(), want, "after {done} steps");
         }
     }
     let mut state = whole.state();
@@ -240,8 +240,8 @@ fn a_cache_says_what_the_teacher_says_and_is_bound_to_it() {
         let mut objective = Distillation::new(student(1).model, None, settings.clone());
         let mut online = Distillation::new(student(1).model, Some(teacher()), settings);
         let parameters = student(1).parameters;
-        cached.step().unwrap();
-        let packs = cached.step().unwrap();
+        cached.step(&alone()).unwrap();
+        let packs = cached.step(&alone()).unwrap();
         let mut gradients = [vec![0.0; parameters.len()], vec![0.0; parameters.len()]];
         let [a, b] = &mut gradients;
         let cached = objective.micro_batch(&cpu(), &parameters, &packs[1], 1.0, a).loss;
@@ -275,5 +275,5 @@ fn a_cache_says_what_the_teacher_says_and_is_bound_to_it() {
     let bytes = std::fs::read(&torn).unwrap();
     std::fs::write(&torn, &bytes[..bytes.len() - 1]).unwrap();
     let mut cached = CachedBatches::open(&few, &manifest("", 0, 3), counter()).unwrap();
-    assert!(cached.step().unwrap_err().to_string().contains("damaged"));
+    assert!(cached.step(&alone()).unwrap_err().to_string().contains("damaged"));
 }

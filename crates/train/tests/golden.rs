@@ -9,7 +9,7 @@ use hybra_kernels::{Cpu, Isa};
 use hybra_model::Config;
 use hybra_model::training::{Keep, PackedBatch, Trainable};
 use hybra_train::cross_entropy::CrossEntropy;
-use hybra_train::dpo::{Logps, dpo_loss};
+use hybra_train::dpo::{DpoLoss, dpo_loss};
 use hybra_train::objective::Objective;
 use shared_dir::shared;
 
@@ -87,8 +87,8 @@ fn twenty_adamw_steps_and_the_preference_loss_are_those_of_the_reference() {
     }
     let after = [1, 2].map(|i| logps(&cpu, &mut objective, &p, &batches[i]));
     let pair = |row: usize| {
-        let logps = |i: usize| Logps { policy: after[i][row], reference: before[i][row] };
-        dpo_loss(0.1, logps(0), logps(1)).0
+        let gain = |i: usize| after[i][row] - before[i][row];
+        dpo_loss(DpoLoss::Sigmoid, 0.1, gain(0) - gain(1)).0
     };
     let rows = before[0].len();
     let loss = (0..rows).map(pair).sum::<f64>() / rows as f64;

@@ -10,7 +10,7 @@ use hybra_train::{Batches, Comm, LocalComm, LossSums, Objective, Outcome, RunCon
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
-use support::{Counter, Pull, config, model, train};
+use support::{Counter, Pull, alone, config, model, train};
 
 fn plain() -> Pull {
     Pull { poison: None, seen: 0 }
@@ -70,7 +70,7 @@ fn ranks_and_threads_change_no_bit_and_the_loss_falls() {
 #[test]
 fn accumulation_is_a_larger_batch() {
     let mut whole = PackedBatch::default();
-    for pack in (Counter { next: 0, packs: 6 }).step().unwrap() {
+    for pack in (Counter { next: 0, packs: 6 }).step(&alone()).unwrap() {
         whole.tokens.extend(pack.tokens);
         whole.documents.extend(pack.documents);
         whole.labels.extend(pack.labels);

@@ -1,6 +1,7 @@
 //! `hybra merge --sweep`: every alpha answers held-out examples, and the best is chosen.
 
 use super::Job;
+use crate::cpu::{Arithmetic, LoadOptions};
 use crate::picture::{COLOURS, Dot, Line, Point, STYLE, accuracy, scatter, tasks};
 use crate::train::Measure;
 use anyhow::{Context, Result};
@@ -74,13 +75,14 @@ struct Tried {
 /// Measures every alpha; gives the best and the record.
 pub(super) fn sweep(job: &Job, alphas: &[f64]) -> Result<(f64, Swept)> {
     let measure = Measure::new(&job.args.sweep.settings()).context("--sweep")?;
+    let exact = LoadOptions { arithmetic: Arithmetic::Exact, weight_cache: false };
     let mut points = Vec::new();
     for &alpha in alphas {
         let merge = job.merge_of(Some(alpha))?;
         let folder = tempfile::tempdir().context("a folder for the model that is measured")?;
         let model = folder.path().join("model");
         job.write(&merge, &model, None)?;
-        let rows = measure.rows(&model, &job.args.cpu)?;
+        let rows = measure.rows(&model, &job.args.cpu, exact)?;
         let results: Vec<Point> = rows.iter().map(Point::of).collect();
         let count = results.len().max(1) as f64;
         let accuracy = results.iter().map(Point::share).sum::<f64>() / count;

@@ -12,10 +12,10 @@
 
 use super::config::{Arm, SearchConfig, SelectConfig};
 use crate::calibration;
-use crate::cpu::CpuArgs;
+use crate::cpu::{Arithmetic, CpuArgs, LoadOptions};
 use crate::lineage;
 use crate::picture::Point;
-use crate::prune::write_student;
+use crate::prune::{kept_files, write_student};
 use crate::source::{self, Source};
 use crate::train::{Launch, Measure, View, weighted};
 use anyhow::{Context, Result, bail};
@@ -25,6 +25,7 @@ use hybra_compress::scores::{Method, scores};
 use hybra_compress::select::{Channels, select};
 use hybra_compress::store::Importance;
 use hybra_compress::{PrunePlan, Target};
+use hybra_model::config::{Config, TorchDtype};
 use hybra_model::parameters::Layout;
 use hybra_model::training::PackedBatch;
 use hybra_train::distil::{Weighted, divergence};
@@ -182,9 +183,8 @@ impl<'a> Study<'a> {
                 let config = job.target.config(&self.teacher.config)?;
                 let layout = Layout::new(&config);
                 let mut files = vec![("config.json".to_owned(), config.to_json().into_bytes())];
-                for name in crate::prune::KEPT_FILES {
-                    let text = self.source.checkpoint.read_text(name)?;
-                    files.extend(text.map(|text| (name.to_owned(), text.into_bytes())));
+                for (name, text) in kept_files(self.source)? {
+                    files.push((name.to_owned(), text.into_bytes()));
                 }
                 let values = layout.random(&config, job.seed);
                 checkpoint_store::write_model(student, &layout, &values, &files, true)?;
@@ -240,13 +240,25 @@ impl<'a> Study<'a> {
         Ok(Measured { kl, kl_pruned, kl_by_class, points, tokens_per_second, plan })
     }
 
-    /// Accuracy at every budget, and tokens per second of all answers.
+    /// Accuracy at every budget, and tokens per second of all answers: of bf16 weights in the
+    /// arithmetic that serves, since that is what the budget of memory buys.
     fn answers(&self, model: &Path, examples: Option<u64>) -> Result<(Vec<Point>, f64)> {
+        let source = source::resolve(Some(&model.to_string_lossy()))?;
+        let Weighted { model, parameters } = weighted(&source)?;
+        let config = Config { dtype: TorchDtype::Bfloat16, ..model.config().clone() };
+        let mut files = vec![("config.json".to_owned(), config.to_json().into_bytes())];
+        for (name, text) in kept_files(&source)? {
+            files.push((name.to_owned(), text.into_bytes()));
+        }
+        let folder = tempfile::tempdir_in(self.dir)?;
+        let served = folder.path().join("model");
+        checkpoint_store::write_served(&served, model.layout(), &parameters, &files)?;
+        let load = LoadOptions { arithmetic: Arithmetic::Fast, weight_cache: false };
         let mut settings = self.config.eval.clone();
         if let Some(count) = examples {
             settings.insert("count".to_owned(), Value::Integer(count as i64));
         }
-        let rows = Measure::new(&settings).context("[eval]")?.rows(model, self.cpu)?;
+        let rows = Measure::new(&settings).context("[eval]")?.rows(&served, self.cpu, load)?;
         let tokens: f64 = rows.iter().map(|row| row.tokens_per_second * row.seconds).sum();
         let seconds: f64 = rows.iter().map(|row| row.seconds).sum();
         Ok((rows.iter().map(Point::of).collect(), tokens / seconds.max(1e-9)))

@@ -95,8 +95,8 @@ impl Measure {
     }
 
     /// What the model in the directory answers: a row for each task and budget.
-    pub(crate) fn rows(&self, model: &Path, cpu: &CpuArgs) -> Result<Vec<Row>> {
-        let mut session = open(&model.to_string_lossy(), cpu)?;
+    pub(crate) fn rows(&self, model: &Path, cpu: &CpuArgs, load: LoadOptions) -> Result<Vec<Row>> {
+        let mut session = open(&model.to_string_lossy(), cpu, load)?;
         let mut rows = Vec::new();
         for (task, examples) in &self.tasks {
             let Session { engine, model } = &mut session;
@@ -123,7 +123,8 @@ impl<'a> TaskEvaluator<'a> {
         let layout = Layout::new(&self.files.config);
         checkpoint_store::write_model(&model, &layout, parameters, &self.files.files, false)?;
         let mut values = Vec::new();
-        for row in self.measure.rows(&model, self.cpu)? {
+        let load = LoadOptions { arithmetic: Arithmetic::Exact, weight_cache: false };
+        for row in self.measure.rows(&model, self.cpu, load)? {
             let name = format!("{} {}", row.task, row.budget);
             if row.budget != Budget::Off {
                 values.push((format!("{name} tokens"), row.thinking_tokens));
@@ -134,11 +135,10 @@ impl<'a> TaskEvaluator<'a> {
     }
 }
 
-fn open(model: &str, cpu: &CpuArgs) -> Result<Session> {
+fn open(model: &str, cpu: &CpuArgs, load: LoadOptions) -> Result<Session> {
     let state = StateArgs { kv_dtype: KvDtypeArg::Bf16, state_dtype: StateDtypeArg::F32 };
     let limits = Limits { state, context: None, num_speculative_tokens: 0 };
     let config = EngineConfig { max_num_seqs: BATCH, ..EngineConfig::default() };
-    let load = LoadOptions { arithmetic: Arithmetic::Exact, weight_cache: false };
     Session::open(Some(model), cpu.cpu()?, load, limits, config)
 }
 

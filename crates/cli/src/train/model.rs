@@ -2,7 +2,7 @@
 
 use crate::convert::metadata::config_files;
 use crate::lineage;
-use crate::source::{self, Source};
+use crate::source;
 use anyhow::{Context, Result, bail};
 use hybra_chat::GenerationDefaults;
 use hybra_kernels::DType;
@@ -33,18 +33,19 @@ pub(crate) fn open(
 }
 
 fn from_checkpoint(from: &Path, stage: &'static str) -> Result<(ModelFiles, Initial)> {
-    let Source { checkpoint, .. } = source::resolve(Some(&from.to_string_lossy()))?;
+    let source = source::resolve(Some(&from.to_string_lossy()))?;
+    let checkpoint = &source.checkpoint;
     if checkpoint.gguf().is_some() {
         bail!("{}: is GGUF; training begins from a Hugging Face directory", from.display());
     }
-    let config = Config::from_checkpoint(&checkpoint)?;
+    let config = Config::from_checkpoint(checkpoint)?;
     let config = Config { dtype: TorchDtype::Float32, ..config };
-    let weights = Layout::new(&config).load(&checkpoint, &config)?;
+    let weights = Layout::new(&config).load(checkpoint, &config)?;
     let mut files = vec![("config.json".to_owned(), config.to_json().into_bytes())];
     for name in TOKENIZER_FILES {
         files.extend(checkpoint.read_text(name)?.map(|text| (name.to_owned(), text.into_bytes())));
     }
-    let ancestors = lineage::ancestry(&checkpoint)?;
+    let ancestors = lineage::ancestry(checkpoint)?;
     Ok((ours(config, files, ancestors, stage), Box::new(move || weights)))
 }
 

@@ -12,15 +12,16 @@ use hybra_tokenizer::{SpecialIds, Tokenizer};
 use hybra_train::cross_entropy::CrossEntropy;
 use hybra_train::data::{Corpus, DataConfig, DataLoader, Phases, SampleEncoder, task_generator};
 use hybra_train::distil::{DistilConfig, Distillation, Weighted};
+use hybra_train::dpo::{Dpo, PairBatches, PairConfig};
+use hybra_train::policy_gradient::PolicyGradient;
 use hybra_train::teacher_cache::{self, CachedBatches, Manifest};
-use hybra_train::{Batches, BoxError, ModelFiles, Objective, RunConfig};
+use hybra_train::{Batches, BoxError, ModelFiles, Objective, Policy, RunConfig};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
 /// Next-token cross entropy of a model of this shape.
-pub(crate) fn sft(run: &RunConfig, config: &Config) -> Box<dyn Objective> {
-    let keep = if run.gradient_checkpointing { Keep::Inputs } else { Keep::Projections };
-    Box::new(CrossEntropy::new(Trainable::new(config.clone(), keep)))
+pub(crate) fn sft(run: &RunConfig, model: &ModelFiles) -> Box<dyn Objective> {
+    Box::new(CrossEntropy::new(trained(run, model)))
 }
 
 /// Divergence from the run's teacher, which must read and write the student's tokens.
@@ -31,9 +32,38 @@ pub(crate) fn distil(run: &RunConfig, model: &ModelFiles) -> Result<Box<dyn Obje
         (Some(dir), None) => Some(teacher(dir, model)?.1),
         _ => None,
     };
+    Ok(Box::new(Distillation::new(trained(run, model), teacher, distil)))
+}
+
+/// Better answers than the others of their group become likelier.
+pub(crate) fn grpo(run: &RunConfig, model: &ModelFiles, begun: &[f32]) -> Box<dyn Objective> {
+    let loss = run.grpo.clone().unwrap_or_default().loss;
+    let reference = (loss.kl > 0.0).then(|| reference(model, begun));
+    Box::new(PolicyGradient::new(trained(run, model), reference, loss))
+}
+
+/// Of two answers the better one becomes likelier.
+pub(crate) fn dpo(run: &RunConfig, model: &ModelFiles, begun: &[f32]) -> Box<dyn Objective> {
+    let config = run.dpo.clone().unwrap_or_default();
+    Box::new(Dpo::new(trained(run, model), reference(model, begun), config))
+}
+
+/// The pairs of a file.
+pub(crate) fn pairs(run: &RunConfig, model: &ModelFiles) -> Result<Box<dyn Batches>> {
+    let config: PairConfig = run.data.clone().try_into().context("[data]")?;
+    let encoder = SampleEncoder::new(chat_model(model)?)?;
+    Ok(Box::new(PairBatches::open(&config, &encoder).context("[data]")?))
+}
+
+fn trained(run: &RunConfig, model: &ModelFiles) -> Trainable {
     let keep = if run.gradient_checkpointing { Keep::Inputs } else { Keep::Projections };
-    let student = Trainable::new(model.config.clone(), keep);
-    Ok(Box::new(Distillation::new(student, teacher, distil)))
+    Trainable::new(model.config.clone(), keep)
+}
+
+/// The model as the run found it.
+fn reference(model: &ModelFiles, begun: &[f32]) -> Weighted {
+    let parameters = begun.to_vec();
+    Weighted { model: Trainable::new(model.config.clone(), Keep::Inputs), parameters }
 }
 
 /// The teacher in `dir`, and the hash of its weights.
@@ -75,7 +105,8 @@ pub(crate) fn batches(run: &RunConfig, model: &ModelFiles) -> Result<Box<dyn Bat
     Ok(Box::new(Loader(DataLoader::new(corpus))))
 }
 
-fn chat_model(model: &ModelFiles) -> Result<ChatModel> {
+/// The text side of the model.
+pub(super) fn chat_model(model: &ModelFiles) -> Result<ChatModel> {
     let text = |name: &str| {
         let file = model.files.iter().find(|(have, _)| have == name);
         file.and_then(|(_, bytes)| std::str::from_utf8(bytes).ok())
@@ -128,7 +159,7 @@ pub(crate) fn write_cache(
 }
 
 impl Batches for Loader {
-    fn step(&mut self) -> Result<Vec<PackedBatch>, BoxError> {
+    fn step(&mut self, _: &Policy) -> Result<Vec<PackedBatch>, BoxError> {
         let step = self.0.state().step;
         Ok(self.0.step(step)?)
     }

@@ -20,6 +20,19 @@ pub struct PackedBatch {
     pub classes: Vec<u8>,
     /// What a teacher says of every token, where that is known.
     pub soft_labels: Option<SoftLabels>,
+    /// What an answer was worth, where the model made it itself.
+    pub signals: Option<Signals>,
+}
+
+/// What is known of sampled tokens, aligned with the tokens that predict them.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Signals {
+    /// How much better than expected the answer was, \[T\].
+    pub advantages: Vec<f32>,
+    /// Log-probabilities when the tokens were sampled, \[T\].
+    pub sampled: Vec<f32>,
+    /// Whether the weights are still those that sampled them.
+    pub is_on_policy: bool,
 }
 
 /// The k most probable next tokens behind every token of a batch; the rest is one bucket.

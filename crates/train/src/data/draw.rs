@@ -5,20 +5,22 @@ use rand_chacha::rand_core::{Rng, SeedableRng};
 
 /// What a choice is for; choices with other purposes are independent.
 #[derive(Clone, Copy)]
-pub(super) enum Purpose {
+pub(crate) enum Purpose {
     /// Order of the sources within a block.
     Block = 1,
     /// Order of a source's records within an epoch.
     Epoch = 2,
     /// Reasoning off, and where a trace is cut.
     Trace = 3,
+    /// Turn, budget and sampling of a prompt that the model answers itself.
+    Rollout = 4,
 }
 
 /// Numbers for (seed, purpose, a, b).
-pub(super) struct Draws(ChaCha8Rng);
+pub(crate) struct Draws(ChaCha8Rng);
 
 impl Draws {
-    pub(super) fn new(seed: u64, purpose: Purpose, a: u64, b: u64) -> Self {
+    pub(crate) fn new(seed: u64, purpose: Purpose, a: u64, b: u64) -> Self {
         let mut key = [0; 32];
         for (bytes, word) in key.chunks_exact_mut(8).zip([seed, purpose as u64, a, b]) {
             bytes.copy_from_slice(&word.to_le_bytes());
@@ -26,32 +28,37 @@ impl Draws {
         Self(ChaCha8Rng::from_seed(key))
     }
 
-    pub(super) fn next_u64(&mut self) -> u64 {
+    pub(crate) fn next_u64(&mut self) -> u64 {
         self.0.next_u64()
     }
 
+    /// Uniform below `n`, to within n/2⁵³.
+    pub(crate) fn below(&mut self, n: usize) -> usize {
+        ((self.share() * n as f64) as usize).min(n - 1)
+    }
+
     /// Uniform in [0, 1).
-    pub(super) fn share(&mut self) -> f64 {
+    pub(crate) fn share(&mut self) -> f64 {
         (self.next_u64() >> 11) as f64 / (1_u64 << 53) as f64
     }
 }
 
 /// A permutation of `0..n` by a Feistel network of four rounds on the next power of four; values
 /// outside are sent round again.
-pub(super) struct Permutation {
+pub(crate) struct Permutation {
     n: u64,
     half_bits: u32,
     keys: [u64; 4],
 }
 
 impl Permutation {
-    pub(super) fn new(n: u64, mut draws: Draws) -> Self {
+    pub(crate) fn new(n: u64, mut draws: Draws) -> Self {
         let bits = 64 - n.saturating_sub(1).leading_zeros();
         Self { n, half_bits: bits.div_ceil(2).max(1), keys: [(); 4].map(|()| draws.next_u64()) }
     }
 
     /// Where `index < n` goes.
-    pub(super) fn at(&self, index: u64) -> u64 {
+    pub(crate) fn at(&self, index: u64) -> u64 {
         assert!(index < self.n, "index {index} of {}", self.n);
         let mask = (1 << self.half_bits) - 1;
         let mut value = index;

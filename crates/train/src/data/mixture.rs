@@ -11,7 +11,7 @@ use super::draw::{Draws, Permutation, Purpose};
 /// Samples of a block.
 const BLOCK: u64 = 1024;
 /// Most sources: beyond, the heaviest could owe more than a block's rounding holds.
-pub(super) const MAX_SOURCES: usize = 32;
+pub(crate) const MAX_SOURCES: usize = 32;
 /// Weights are parts of 2³².
 const WHOLE: u128 = 1 << 32;
 

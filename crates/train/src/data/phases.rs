@@ -9,7 +9,7 @@ use super::error::DataError;
 use super::loader::{Corpus, DataLoader, LoaderState};
 use super::{SampleEncoder, task_generator};
 use crate::config::PhaseConfig;
-use crate::objective::{Batches, BoxError};
+use crate::objective::{Batches, BoxError, Policy};
 use hybra_model::training::PackedBatch;
 use serde_json::{Value, json};
 
@@ -56,7 +56,7 @@ impl Phases {
 }
 
 impl Batches for Phases {
-    fn step(&mut self) -> Result<Vec<PackedBatch>, BoxError> {
+    fn step(&mut self, _: &Policy) -> Result<Vec<PackedBatch>, BoxError> {
         self.skip();
         let (_, loader) = &mut self.phases[self.at];
         Ok(loader.step(loader.state().step)?)

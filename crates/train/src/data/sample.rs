@@ -5,7 +5,7 @@
 //! prompt continues the document before it is added to that; otherwise it is a document of its own.
 
 use super::config::SourceConfig;
-use super::draw::Draws;
+use super::draw::{Draws, Purpose};
 use super::error::{DataError, Place};
 use super::literal::Literal;
 use super::record::{Conversation, Record};
@@ -14,7 +14,7 @@ use hybra_chat::{ChatError, ChatInput, ChatModel};
 use hybra_engine::ThinkingParams;
 use hybra_model::training::PackedBatch;
 use hybra_tokenizer::{ForcedClose, ThinkTags, Tokenizer};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Tokens of one document.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
@@ -39,7 +39,7 @@ impl Document {
 }
 
 /// What a token of a document is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[repr(u8)]
 pub enum TokenClass {
@@ -179,6 +179,22 @@ impl SampleEncoder {
             document.thinking.push(thinking);
         }
         Ok(documents)
+    }
+
+    /// The last turn of a conversation alone, an assistant's, with its prompt; `None` of other
+    /// records.
+    pub(crate) fn last_turn(
+        &self,
+        record: Record,
+        place: &Place,
+    ) -> Result<Option<Document>, DataError> {
+        let Record::Chat(mut conversation) = record else { return Ok(None) };
+        let Some(last) = conversation.learned.pop() else { return Ok(None) };
+        conversation.learned.fill(false);
+        conversation.learned.push(last);
+        let mut draws = Draws::new(0, Purpose::Trace, 0, 0);
+        let (record, options) = (Record::Chat(conversation), SourceConfig::default());
+        Ok(self.documents(&record, &options, place, &mut draws)?.pop())
     }
 
     /// Plain text with BOS (if the tokenizer adds one) and the end of sequence.

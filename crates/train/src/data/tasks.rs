@@ -1,7 +1,7 @@
 //! The tasks of `hybra_eval` as generators: always of the split that is for training.
 
 use super::source::Generator;
-use hybra_eval::{Phrasing, Split, Task, TaskOptions};
+use hybra_eval::{Example, Phrasing, Split, Task, TaskOptions};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -23,11 +23,14 @@ impl Default for Args {
     }
 }
 
-/// The generator of a task's training split.
+/// The examples of a task's training split, by index.
 ///
 /// # Errors
 /// An unknown task or argument, or an argument out of range.
-pub fn task_generator(name: &str, args: &Map<String, Value>) -> Result<Generator, String> {
+pub fn task_examples(
+    name: &str,
+    args: &Map<String, Value>,
+) -> Result<Box<dyn Fn(u64) -> Example + Send + Sync>, String> {
     let task: Task = name.parse().map_err(|error: hybra_eval::TaskError| error.to_string())?;
     let args: Args = serde_json::from_value(json!(args)).map_err(|error| error.to_string())?;
     let phrasing = args.phrasing.parse().map_err(|error| format!("phrasing: {error}"))?;
@@ -35,9 +38,17 @@ pub fn task_generator(name: &str, args: &Map<String, Value>) -> Result<Generator
         TaskOptions { split: Split::Train, phrasing, max_difficulty: args.max_difficulty };
     // What the options allow does not depend on the index.
     task.example(options, args.seed, 0).map_err(|error| error.to_string())?;
+    Ok(Box::new(move |index| task.example(options, args.seed, index).expect("as for index 0")))
+}
+
+/// The generator of a task's training split.
+///
+/// # Errors
+/// As of [`task_examples`].
+pub fn task_generator(name: &str, args: &Map<String, Value>) -> Result<Generator, String> {
+    let examples = task_examples(name, args)?;
     Ok(Box::new(move |index| {
-        let example = task.example(options, args.seed, index).expect("as for index 0");
-        let mut record = example.to_json();
+        let mut record = examples(index).to_json();
         if let Some(record) = record.as_object_mut() {
             record.retain(|key, _| key == "messages" || key == "tools");
         }

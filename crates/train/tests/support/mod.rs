@@ -6,8 +6,8 @@ use hybra_model::parameters::Layout;
 use hybra_model::presets::preset;
 use hybra_model::training::PackedBatch;
 use hybra_train::{
-    Batches, BoxError, Comm, Event, LossSums, ModelFiles, Objective, Outcome, RunConfig, RunDir,
-    Start, TrainError, Trainer,
+    Batches, BoxError, Comm, Event, LocalComm, LossSums, ModelFiles, Objective, Outcome, Policy,
+    RunConfig, RunDir, Start, TrainError, Trainer,
 };
 use serde_json::{Value, json};
 use std::path::Path;
@@ -20,6 +20,12 @@ pub(crate) fn model() -> Config {
     config.layers.truncate(4);
     config.validate("toy").unwrap();
     config
+}
+
+/// One rank, and weights that nobody asks for.
+#[allow(dead_code, reason = "not every test binary needs it")]
+pub(crate) fn alone() -> Policy<'static> {
+    Policy { parameters: &[], comm: Box::leak(Box::new(LocalComm::single())) }
 }
 
 /// Pulls every fifth parameter towards a number that the label chooses.
@@ -72,7 +78,7 @@ pub(crate) struct Counter {
 }
 
 impl Batches for Counter {
-    fn step(&mut self) -> Result<Vec<PackedBatch>, BoxError> {
+    fn step(&mut self, _: &Policy) -> Result<Vec<PackedBatch>, BoxError> {
         let first = self.next * self.packs;
         self.next += 1;
         Ok((first..first + self.packs).map(pack).collect())
@@ -105,6 +111,7 @@ pub(crate) fn pack(number: u64) -> PackedBatch {
 }
 
 /// A run file.
+#[allow(dead_code, reason = "not every test binary needs it")]
 pub(crate) fn config(steps: u64, changes: &[&str]) -> RunConfig {
     let text = format!("steps = {steps}\n[model]\n[data]\n[checkpoint]\nevery = 3\n");
     let changes: Vec<String> = changes.iter().map(|change| (*change).to_owned()).collect();
@@ -112,6 +119,7 @@ pub(crate) fn config(steps: u64, changes: &[&str]) -> RunConfig {
 }
 
 /// Trains the toy as one rank and gives the warnings.
+#[allow(dead_code, reason = "not every test binary needs it")]
 pub(crate) fn train(
     dir: &Path,
     comm: &dyn Comm,

@@ -1,0 +1,117 @@
+//! Stages that learn from the model's own answers: their data, and pairs mined from them.
+
+use super::objective::chat_model;
+use crate::cpu::CpuArgs;
+use crate::progress::Progress;
+use anyhow::{Context, Result, bail};
+use hybra_eval::Example;
+use hybra_kernels::Isa;
+use hybra_train::grpo::GrpoBatches;
+use hybra_train::on_policy::OnPolicyBatches;
+use hybra_train::rollout::{PromptConfig, Prompts, Roller, Rollout};
+use hybra_train::{Batches, LocalComm, ModelFiles, Policy, RunConfig};
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// Prompts of the run, and the engine that answers them.
+fn parts(run: &RunConfig, model: &ModelFiles, cpu: &CpuArgs) -> Result<(Prompts, Roller)> {
+    let rollout = run.rollout.clone().unwrap_or_default();
+    let data: PromptConfig = run.data.clone().try_into().context("[data]")?;
+    let prompts = Prompts::open(&data, &rollout).context("[data]")?;
+    let machine = (Isa::from_env()?, cpu.threads());
+    let sampling = (rollout.temperature, rollout.max_tokens);
+    let roller = Roller::new(chat_model(model)?, model.config.clone(), machine, sampling);
+    Ok((prompts, roller))
+}
+
+/// The data of `grpo`.
+pub(super) fn grpo(run: &RunConfig, model: &ModelFiles, cpu: &CpuArgs) -> Result<Box<dyn Batches>> {
+    let (prompts, roller) = parts(run, model, cpu)?;
+    if prompts.rollout().group < 2 {
+        bail!("rollout.group: expected at least 2 answers to compare, found 1");
+    }
+    let config = run.grpo.clone().unwrap_or_default();
+    Ok(Box::new(GrpoBatches::new(prompts, roller, config)))
+}
+
+/// The data of `distil` on the student's own samples.
+pub(super) fn on_policy(
+    run: &RunConfig,
+    model: &ModelFiles,
+    cpu: &CpuArgs,
+) -> Result<Box<dyn Batches>> {
+    let (prompts, roller) = parts(run, model, cpu)?;
+    Ok(Box::new(OnPolicyBatches::new(prompts, roller)))
+}
+
+/// Pairs of a right and a wrong answer of the model, `count` lines or as many as `most` prompts give.
+pub(super) fn mine(
+    run: &RunConfig,
+    (model, parameters): (&ModelFiles, &[f32]),
+    cpu: &CpuArgs,
+    (count, most): (usize, u64),
+) -> Result<Vec<Value>> {
+    let (prompts, roller) = parts(run, model, cpu)?;
+    let comm = LocalComm::single();
+    let policy = Policy { parameters, comm: &comm };
+    let (mut lines, mut next) = (Vec::new(), 0);
+    let mut bar = Progress::pieces("pairs", count as u64);
+    while lines.len() < count && next < most {
+        let round = (prompts.rollout().prompts as u64).min(most - next);
+        let asked: Vec<_> = (next..next + round).map(|index| prompts.prompt(index)).collect();
+        next += round;
+        let asks: Vec<_> = asked.iter().flat_map(|prompt| prompt.asks.clone()).collect();
+        let rollouts = roller.roll(&policy, &asks).map_err(anyhow::Error::from_boxed)?;
+        let mut rollouts = rollouts.into_iter();
+        for prompt in &asked {
+            let own: Vec<Rollout> = rollouts.by_ref().take(prompt.asks.len()).collect();
+            // An answer behind an inserted tag, or cut off, is not the model's own.
+            let whole = |r: &&Rollout| r.finished && r.tokens.iter().all(|token| token.sampled);
+            let right =
+                |r: &&Rollout| prompt.example.verify_turn(prompt.turn, &r.answer, &r.calls());
+            let whole: Vec<&Rollout> = own.iter().filter(whole).collect();
+            let good = whole.iter().copied().find(right);
+            let bad = whole.iter().copied().find(|r| !right(r));
+            if let (Some(good), Some(bad)) = (good, bad) {
+                lines.push(line(&prompt.example, prompt.turn, good, bad));
+            }
+        }
+        bar.set(lines.len().min(count) as u64);
+    }
+    lines.truncate(count);
+    Ok(lines)
+}
+
+fn line(example: &Example, turn: usize, chosen: &Rollout, rejected: &Rollout) -> Value {
+    let prompt: Vec<Value> = example.to_json()["messages"]
+        .as_array()
+        .map(|messages| messages[..turn].to_vec())
+        .unwrap_or_default();
+    let mut line = json!({
+        "prompt": prompt,
+        "chosen": [message(chosen)],
+        "rejected": [message(rejected)],
+    });
+    if !example.tools.is_empty() {
+        line["tools"] = json!(example.tools);
+    }
+    line
+}
+
+fn message(rollout: &Rollout) -> Value {
+    let call = |(name, arguments): &(String, String)| json!({ "type": "function", "function": { "name": name, "arguments": arguments } });
+    let mut message = json!({ "role": "assistant", "content": rollout.answer.trim() });
+    if !rollout.reasoning.trim().is_empty() {
+        message["reasoning_content"] = json!(rollout.reasoning.trim());
+    }
+    if !rollout.calls.is_empty() {
+        message["tool_calls"] = rollout.calls.iter().map(call).collect();
+    }
+    message
+}
+
+/// Writes lines whole or not at all.
+pub(super) fn write(path: &Path, lines: &[Value]) -> Result<()> {
+    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    hybra_train::report::write(path, &text).with_context(|| path.display().to_string())
+}

@@ -1,0 +1,259 @@
+//! DPO and GRPO on a real small model: rollouts, losses at the start, gradients, resumes, ranks.
+
+mod support;
+
+use hybra_chat::{ChatModel, GenerationDefaults};
+use hybra_kernels::{Cpu, Isa};
+use hybra_model::Config;
+use hybra_model::parameters::Layout;
+use hybra_model::training::{Keep, PackedBatch, Signals, Tape, Trainable};
+use hybra_tokenizer::{SpecialIds, Tokenizer};
+use hybra_train::data::SampleEncoder;
+use hybra_train::distil::Weighted;
+use hybra_train::dpo::{Dpo, DpoConfig, DpoLoss, PairBatches, PairConfig};
+use hybra_train::grpo::{GrpoBatches, GrpoConfig};
+use hybra_train::policy_gradient::{ClipConfig, PolicyGradient};
+use hybra_train::rollout::{PromptConfig, Prompts, Roller, Rollout, RolloutConfig, pack};
+use hybra_train::{Batches, LocalComm, Objective, Policy};
+use std::path::{Path, PathBuf};
+use support::{Counter, alone, model};
+
+fn cpu() -> Cpu {
+    Cpu::new(Isa::best(), 2)
+}
+
+fn asset(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/default-model").join(name)
+}
+
+/// The model in the binary, in f32.
+fn trained() -> (Config, Vec<f32>, ChatModel) {
+    let checkpoint = hybra_checkpoint::Checkpoint::open(&asset("")).unwrap();
+    let config = Config::from_checkpoint(&checkpoint).unwrap();
+    let parameters = Layout::new(&config).load(&checkpoint, &config).unwrap();
+    let text = |name: &str| std::fs::read_to_string(asset(name)).unwrap();
+    let (json, settings) = (text("tokenizer.json"), text("tokenizer_config.json"));
+    let template = text("chat_template.jinja");
+    let special = SpecialIds::default();
+    let tokenizer =
+        Tokenizer::from_files(&json, Some(&settings), Some(&template), &special).unwrap();
+    let eos = config.eos_token_ids.clone();
+    let chat = ChatModel::new("m".into(), tokenizer, eos, GenerationDefaults::default()).unwrap();
+    (config, parameters, chat)
+}
+
+fn prompts(group: usize) -> Prompts {
+    let data = "pack_len = 512\nseed = 3\n[[sources]]\ntask = \"chainbox\"\nweight = 2\n\
+                [[sources]]\ntask = \"tools\"\n";
+    let data: PromptConfig = toml::from_str(data).unwrap();
+    let rollout = "prompts = 6\nmax_tokens = 60\nbudgets = [\"off\", 8, \"inf\"]\n";
+    let rollout: RolloutConfig = toml::from_str(rollout).unwrap();
+    Prompts::open(&data, &RolloutConfig { group, ..rollout }).unwrap()
+}
+
+fn roller() -> (Roller, Vec<f32>) {
+    let (config, parameters, chat) = trained();
+    (Roller::new(chat, config, (Isa::best(), 2), (1.0, 60)), parameters)
+}
+
+/// Rollouts of a few prompts on so many ranks, as each rank sees them.
+fn rolled(size: usize) -> Vec<Vec<Rollout>> {
+    let rank = |comm: LocalComm| {
+        let (roller, parameters) = roller();
+        let policy = Policy { parameters: &parameters, comm: &comm };
+        let prompts = prompts(2);
+        let asks: Vec<_> = (0..8).flat_map(|index| prompts.prompt(index).asks).collect();
+        roller.roll(&policy, &asks).unwrap()
+    };
+    std::thread::scope(|scope| {
+        let ranks = LocalComm::group(size);
+        let ranks: Vec<_> = ranks.into_iter().map(|comm| scope.spawn(|| rank(comm))).collect();
+        ranks.into_iter().map(|rank| rank.join().unwrap()).collect()
+    })
+}
+
+#[test]
+fn rollouts_are_the_same_on_any_number_of_ranks_and_training_scores_them_alike() {
+    let alone = rolled(1).remove(0);
+    for found in rolled(3) {
+        assert!(found == alone);
+    }
+    assert!(alone.iter().any(|r| r.tokens.iter().any(|token| !token.sampled)), "a cut");
+    assert!(alone.iter().all(|r| r.well_formed));
+    assert!(alone.iter().any(|r| r.finished), "a whole answer");
+    assert!(alone.iter().any(|r| !r.calls.is_empty()), "a call");
+    // What the engine says of each token, and what training says of it.
+    let (config, parameters, _) = trained();
+    let model = Trainable::new(config.clone(), Keep::Inputs);
+    let (refs, mut worst) = (alone.iter().collect::<Vec<_>>(), 0.0f32);
+    for (batch, members) in pack(&refs, 512, 1).unwrap() {
+        assert_eq!(batch.documents.len(), members.len());
+        let mut tape = Tape::default();
+        model.forward(&cpu(), &parameters, &batch, &mut tape);
+        let mut found = vec![0.0; batch.tokens.len()];
+        let x = hybra_kernels::MatRef::new(tape.normed(), config.hidden_size);
+        let labels = hybra_kernels::ops::linear_cross_entropy::Labels {
+            ids: &batch.labels,
+            weights: &batch.weights,
+        };
+        let head = model.head(&parameters);
+        hybra_kernels::ops::linear_cross_entropy::linear_cross_entropy(
+            &cpu(),
+            x,
+            head,
+            labels,
+            1.0,
+            &mut found,
+            None,
+        );
+        let mut at = 0;
+        for rollout in members.iter().map(|&member| refs[member]) {
+            at += rollout.prompt.len() - 1;
+            for token in &rollout.tokens {
+                if token.sampled {
+                    worst = worst.max((found[at] - token.logprob()).abs());
+                }
+                at += 1;
+            }
+            at += 1;
+        }
+    }
+    assert!(worst < 2e-3, "log-probabilities of engine and training differ by {worst}");
+}
+
+#[test]
+fn a_step_of_grpo_begins_on_policy_and_a_restored_run_sees_the_same_answers() {
+    let batches = || {
+        let (roller, parameters) = roller();
+        let config = GrpoConfig { updates: 2, ..GrpoConfig::default() };
+        (GrpoBatches::new(prompts(4), roller, config), parameters)
+    };
+    let (mut first, parameters) = batches();
+    let comm = LocalComm::single();
+    let policy = Policy { parameters: &parameters, comm: &comm };
+    let one = first.step(&policy).unwrap();
+    let names: Vec<&str> = first.metrics().iter().map(|(name, _)| name.as_str()).collect();
+    assert!(names.contains(&"reward") && names.contains(&"flat_groups"), "{names:?}");
+    let signals = |batches: &[PackedBatch]| batches[0].signals.clone().unwrap();
+    assert!(signals(&one).is_on_policy);
+    let saved = first.state();
+    let two = first.step(&policy).unwrap();
+    assert!(!signals(&two).is_on_policy, "the second half of the same answers");
+    let (mut second, _) = batches();
+    second.restore(&serde_json::from_str(&saved.to_string()).unwrap()).unwrap();
+    assert!(second.step(&policy).unwrap() == two);
+    assert!(second.step(&policy).unwrap() == first.step(&policy).unwrap(), "a new round");
+
+    let (config, ..) = trained();
+    let model = Trainable::new(config.clone(), Keep::Projections);
+    let reference =
+        Weighted { model: Trainable::new(config, Keep::Inputs), parameters: parameters.clone() };
+    let clip = ClipConfig { kl: 0.1, ..ClipConfig::default() };
+    let mut objective = PolicyGradient::new(model, Some(reference), clip);
+    let mut gradient = vec![0.0; parameters.len()];
+    for batch in &one {
+        let sums = objective.micro_batch(&cpu(), &parameters, batch, 1.0, &mut gradient);
+        let advantages = &batch.signals.as_ref().unwrap().advantages;
+        let learned = advantages.iter().zip(&batch.weights);
+        let want: f64 = learned.map(|(a, w)| -f64::from(a * w)).sum();
+        assert!((sums.loss - want).abs() < 1e-4 * (1.0 + want.abs()), "{} {want}", sums.loss);
+        let metric = |name: &str| sums.metrics.iter().find(|(n, ..)| *n == name).unwrap().1;
+        assert_eq!((metric("kl"), metric("clipped")), (0.0, 0.0), "r is 1, no way from itself");
+    }
+    assert!(gradient.iter().any(|g| *g != 0.0));
+}
+
+/// d loss of the objective against central differences along the gradient.
+fn check_gradient(objective: &mut dyn Objective, parameters: &[f32], batch: &PackedBatch) {
+    let mut gradient = vec![0.0; parameters.len()];
+    objective.micro_batch(&cpu(), parameters, batch, 1.0, &mut gradient);
+    let norm = gradient.iter().map(|g| f64::from(*g) * f64::from(*g)).sum::<f64>().sqrt();
+    let step = 1e-3 / norm;
+    let mut at = |sign: f64| {
+        let moved: Vec<f32> = parameters
+            .iter()
+            .zip(&gradient)
+            .map(|(p, g)| (f64::from(*p) + sign * step * f64::from(*g)) as f32)
+            .collect();
+        let mut unused = vec![0.0; parameters.len()];
+        objective.micro_batch(&cpu(), &moved, batch, 1.0, &mut unused).loss
+    };
+    let slope = (at(1.0) - at(-1.0)) / (2.0 * step);
+    let error = (slope / (norm * norm) - 1.0).abs();
+    assert!(error < 2e-2, "slope {slope}, gradient {}", norm * norm);
+}
+
+fn random(seed: u64) -> Vec<f32> {
+    Layout::new(&model()).random(&model(), seed)
+}
+
+#[test]
+fn gradients_of_both_losses_are_derivatives() {
+    let mut batch = Counter { next: 1, packs: 1 }.step(&alone()).unwrap().remove(0);
+    let n = batch.tokens.len();
+    let sampled = (0..n).map(|t| -4.1 - 0.2 * (t % 3) as f32).collect();
+    let advantages = (0..n).map(|t| [1.0, -0.5, 0.25][t % 3]).collect();
+    batch.signals = Some(Signals { advantages, sampled, is_on_policy: false });
+    let reference =
+        || Weighted { model: Trainable::new(model(), Keep::Inputs), parameters: random(2) };
+    let policy = || Trainable::new(model(), Keep::Projections);
+    let wide = ClipConfig { clip_low: 0.9, clip_high: 9.0, dual_clip: 0.0, kl: 0.2 };
+    check_gradient(&mut PolicyGradient::new(policy(), Some(reference()), wide), &random(1), &batch);
+    for loss in [DpoLoss::Sigmoid, DpoLoss::Ipo] {
+        for length_normalized in [false, true] {
+            let config = DpoConfig { beta: 0.3, loss, length_normalized, sft: 0.2 };
+            check_gradient(&mut Dpo::new(policy(), reference(), config), &random(1), &batch);
+        }
+    }
+}
+
+#[test]
+fn dpo_starts_at_ln_2_and_pairs_are_read_with_their_prompts() {
+    let (config, parameters, chat) = trained();
+    let encoder = SampleEncoder::new(chat).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pairs.jsonl");
+    let lines = r#"{"prompt": "a=1;a?", "chosen": "1", "rejected": "2"}
+{"prompt": [{"role": "user", "content": "b=2;b?"}], "chosen": [{"role": "assistant", "reasoning_content": "b=2", "content": "2"}], "rejected": [{"role": "assistant", "reasoning_content": "b=3", "content": "3"}]}
+"#;
+    std::fs::write(&path, lines).unwrap();
+    let settings = PairConfig { path: path.clone(), seed: 0, pack_len: 512, batch_size: 2 };
+    let mut batches = PairBatches::open(&settings, &encoder).unwrap();
+    for pair in batches.pairs() {
+        let first = |mask: &[bool]| mask.iter().position(|learned| *learned).unwrap();
+        let (a, b) = (first(&pair.chosen.mask), first(&pair.rejected.mask));
+        assert_eq!(pair.chosen.tokens[..a], pair.rejected.tokens[..b], "the same prompt");
+    }
+    let packs = batches.step(&alone()).unwrap();
+    assert_eq!(packs[0].documents.len(), 4);
+    let reference = Weighted {
+        model: Trainable::new(config.clone(), Keep::Inputs),
+        parameters: parameters.clone(),
+    };
+    let model = Trainable::new(config, Keep::Projections);
+    let mut dpo = Dpo::new(model, reference, DpoConfig::default());
+    let mut gradient = vec![0.0; parameters.len()];
+    let start = dpo.micro_batch(&cpu(), &parameters, &packs[0], 0.5, &mut gradient);
+    assert_eq!(start.loss / start.weight, std::f64::consts::LN_2);
+    let moved: Vec<f32> = parameters.iter().zip(&gradient).map(|(p, g)| p - 0.02 * g).collect();
+    let after = dpo.micro_batch(&cpu(), &moved, &packs[0], 0.5, &mut gradient);
+    assert!(after.loss / after.weight < std::f64::consts::LN_2, "{}", after.loss);
+
+    let refused = |line: &str, part: &str| {
+        std::fs::write(
+            &path,
+            format!("{}{line}\n", lines.lines().next().unwrap().to_owned() + "\n"),
+        )
+        .unwrap();
+        let message = PairBatches::open(&settings, &encoder).err().unwrap().to_string();
+        assert!(message.contains("line 2") && message.contains(part), "{message}");
+    };
+    refused("{\"prompt\": \"x\", \"chosen\": \"y\"}", "`rejected`");
+    refused("{\"prompt\": \"x\", \"chosen\": \"y\", \"rejected\": \"y\"}", "the same");
+    refused("nonsense", "JSON");
+    let long = "a".repeat(3000);
+    refused(
+        &format!("{{\"prompt\": \"{long}\", \"chosen\": \"1\", \"rejected\": \"2\"}}"),
+        "pack_len",
+    );
+}
