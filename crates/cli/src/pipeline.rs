@@ -4,6 +4,7 @@
 //! RUN/NAME/         what a stage made
 //! RUN/NAME.json     its command, key and seconds; there when it is done
 //! RUN/NAME.log      what it said
+//! RUN/report.html   all of it on one page, written after every stage
 //! ```
 //! A stage's key is a checksum of its command, of the files that the command names, of the keys of the
 //! stages whose results it takes, and of the program's version. A stage whose key is the one it was
@@ -11,6 +12,7 @@
 //! key changed is made anew.
 
 mod dry_run;
+mod page;
 mod recipe;
 
 use crate::train::INTERRUPTED;
@@ -127,6 +129,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             let (key, command) = (stage.key.clone(), stage.command.clone());
             write(&stage.done(), &Done { key, command, seconds })?;
             fs::remove_file(stage.begun()).ok();
+            report(&recipe, stages, &args.output)?;
             eprintln!(
                 "{place}: done in {}",
                 crate::size::duration(Duration::from_secs_f64(seconds))
@@ -136,9 +139,17 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         }
     }
     if rank == 0 {
-        println!("{}", args.output.display());
+        println!("{}", report(&recipe, stages, &args.output)?.display());
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Writes the page of the run.
+fn report(recipe: &Recipe, stages: &[Resolved], folder: &Path) -> Result<PathBuf> {
+    let path = folder.join("report.html");
+    let page = page::html(recipe, stages)?;
+    hybra_train::report::write(&path, &page).with_context(|| path.display().to_string())?;
+    Ok(path)
 }
 
 fn state(stage: &Resolved) -> Result<State> {

@@ -38,6 +38,10 @@ result = "model"
 [[stages]]
 name = "merged"
 run = ["merge", "{distil}", "{samples}", "--output", "{out}", "--alpha", "0.5"]
+
+[[stages]]
+name = "eval-merged.json"
+run = ["eval", "{merged}", "--task", "chainbox", "--budgets", "off,inf", "-n", "4", "--json"]
 "#;
 
 const COMMON: &str = "steps = 2\n[model]\n[optimizer]\nlr = 1e-4\n[data]\npack_len = 256\n\
@@ -75,6 +79,11 @@ fn a_recipe_runs_once_and_again_only_where_something_changed() {
     assert_eq!(states(at)[2].1, "to_do");
     hybra(at, &run);
     assert!(states(at).iter().all(|(_, state)| state == "done"), "{:?}", states(at));
+    let page = fs::read_to_string(at.join("RUN/report.html")).unwrap();
+    for part in ["What thinking less saves", "logprob_gap", "made from", "hybra merge", "chainbox"]
+    {
+        assert!(page.contains(part), "{part}");
+    }
     let log = fs::read_to_string(at.join("RUN/grpo/log.jsonl")).unwrap();
     let first: serde_json::Value = serde_json::from_str(log.lines().next().unwrap()).unwrap();
     for name in ["reward", "right", "flat_groups", "logprob_gap", "thinking_tokens"] {
@@ -88,7 +97,7 @@ fn a_recipe_runs_once_and_again_only_where_something_changed() {
     // A run file of the middle: the stages behind it are made anew, to the same bytes where they can.
     let changed = fs::read_to_string(at.join("grpo.toml")).unwrap().replace("1e-4", "2e-4");
     fs::write(at.join("grpo.toml"), changed).unwrap();
-    let expected = ["done", "done", "done", "changed", "changed", "changed"];
+    let expected = ["done", "done", "done", "changed", "changed", "changed", "changed"];
     assert!(states(at).iter().map(|(_, state)| state).eq(expected), "{:?}", states(at));
     hybra(at, &run);
     assert!(weights("distil/model") == before && weights("merged") != merged);

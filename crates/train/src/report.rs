@@ -77,7 +77,7 @@ impl RunLog {
         let mut page = format!(
             "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\n\
              <meta name=\"viewport\" content=\"width=device-width\">\n\
-             <title>{title}</title>\n<style>{STYLE}</style></head><body>\n<h1>{title}</h1>\n\
+             <title>{title}</title>\n<style>{STYLE}{FIGURE_STYLE}</style></head><body>\n<h1>{title}</h1>\n\
              <p>{} steps, {} tokens, {} learned; loss {:.4}.</p>\n<main>\n",
             last.step,
             last.tokens,
@@ -85,11 +85,15 @@ impl RunLog {
             last.loss,
             title = escape(title)
         );
-        for (name, points) in self.curves() {
-            page.push_str(&figure(&name, &points));
-        }
+        page.push_str(&self.figures());
         page.push_str("</main></body></html>\n");
         page
+    }
+
+    /// All curves, for a page with [`FIGURE_STYLE`].
+    #[must_use]
+    pub fn figures(&self) -> String {
+        self.curves().iter().map(|(name, points)| figure(name, points)).collect()
     }
 
     /// Names and points of all curves.
@@ -137,15 +141,19 @@ fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, ReportError> {
     whole.lines().enumerate().map(parse).collect()
 }
 
+/// How curves look on a page that has colours for ink, paper and grid.
+pub const FIGURE_STYLE: &str = "\
+:root{--line:#0b63ce}@media(prefers-color-scheme:dark){:root{--line:#58a6ff}}\
+.line{stroke:var(--line);fill:none;stroke-width:1.5}.dot{fill:var(--line)}";
+
 const STYLE: &str = "\
-:root{color-scheme:light dark;--ink:#1b1f24;--paper:#fff;--grid:#d8dee4;--line:#0b63ce}\
-@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--paper:#0d1117;--grid:#30363d;--line:#58a6ff}}\
+:root{color-scheme:light dark;--ink:#1b1f24;--paper:#fff;--grid:#d8dee4}\
+@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--paper:#0d1117;--grid:#30363d}}\
 body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);\
 margin:2rem auto;max-width:1340px;padding:0 1rem}h1{font-size:1.3rem}\
 main{display:grid;grid-template-columns:repeat(auto-fit,minmax(320px,1fr));gap:1.5rem}\
 figure{margin:0}figcaption{font-weight:600}svg{width:100%;height:auto}\
-text{fill:var(--ink);font-size:12px}.grid{stroke:var(--grid)}\
-.line{stroke:var(--line);fill:none;stroke-width:1.5}.dot{fill:var(--line)}";
+text{fill:var(--ink);font-size:12px}.grid{stroke:var(--grid)}";
 
 /// A curve with its axes.
 fn figure(name: &str, points: &[(f64, f64)]) -> String {

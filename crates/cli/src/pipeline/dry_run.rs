@@ -102,7 +102,10 @@ fn row(estimate: Estimate, stage: &Stage, resolved: &Resolved) -> Result<Row> {
             crate::search::read_json::<Done>(&resolved.done())?.map(|done| done.seconds)
         }
         (_, Some(minutes), _) => Some(60.0 * minutes),
-        (_, None, Some(tokens)) => Some(tokens as f64 / estimate.tokens_per_second.max(1e-9)),
+        (_, None, Some(tokens)) => {
+            let rate = stage.tokens_per_second.unwrap_or(estimate.tokens_per_second);
+            Some(tokens as f64 / rate.max(1e-9))
+        }
         _ => None,
     };
     let trained = parameters.filter(|_| run.is_some());
@@ -145,9 +148,6 @@ fn tokens(run: &RunConfig) -> u64 {
     if let Some(rollout) = &run.rollout {
         let answers = rollout.prompts as u64 * rollout.group as u64;
         return run.steps * answers * u64::from(rollout.max_tokens);
-    }
-    if run.dpo.is_some() {
-        return run.steps * number("pack_len", 0);
     }
     let (pack_len, batch) = (number("pack_len", 0), number("batch_size", 1));
     if run.phases.is_empty() {

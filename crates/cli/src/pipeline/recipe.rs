@@ -50,6 +50,9 @@ pub(super) struct Stage {
     /// Minutes that it takes, for `--dry-run`, where tokens say nothing.
     #[serde(default)]
     pub(super) minutes: Option<f64>,
+    /// In place of the recipe's.
+    #[serde(default)]
+    pub(super) tokens_per_second: Option<f64>,
 }
 
 /// A stage ready to run.
@@ -60,6 +63,8 @@ pub(super) struct Resolved {
     /// Words of the command behind `hybra`.
     pub(super) command: Vec<String>,
     pub(super) key: String,
+    /// Stages whose results it takes.
+    pub(super) needs: Vec<String>,
     /// Its words do not name {out}: what it prints is its result.
     pub(super) prints: bool,
 }
@@ -150,12 +155,16 @@ impl Recipe {
                 hash.update(text.as_bytes());
             };
             add(env!("CARGO_PKG_VERSION"));
+            let mut needs: Vec<String> = Vec::new();
             for word in &stage.run {
                 let replaced = replace(word, |name| match name {
                     "out" => Some(out.to_string_lossy().into_owned()),
                     "here" => Some(here.clone()),
                     _ => results.get(name).map(|(result, key)| {
                         add(key);
+                        if !needs.iter().any(|known| known == name) {
+                            needs.push(name.to_owned());
+                        }
                         result.clone()
                     }),
                 });
@@ -175,7 +184,7 @@ impl Recipe {
             };
             results.insert(&stage.name, (result.to_string_lossy().into_owned(), key.clone()));
             let prints = !stage.run.iter().any(|word| word.contains("{out}"));
-            all.push(Resolved { name: stage.name.clone(), out, command, key, prints });
+            all.push(Resolved { name: stage.name.clone(), out, command, key, needs, prints });
         }
         Ok(all)
     }
