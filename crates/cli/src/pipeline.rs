@@ -15,7 +15,7 @@ mod dry_run;
 mod page;
 mod recipe;
 
-use crate::train::INTERRUPTED;
+use crate::train::{INTERRUPTED, stop_on_ctrl_c};
 use anyhow::{Context, Result, bail};
 use recipe::{Recipe, Resolved};
 use serde::{Deserialize, Serialize};
@@ -92,6 +92,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     fs::create_dir_all(&args.output).with_context(|| args.output.display().to_string())?;
+    // The stage hears Ctrl-C too: it saves and ends, and this command with it.
+    let _stop = stop_on_ctrl_c()?;
     let rank = rank();
     for (at, stage) in stages.iter().enumerate() {
         let place = format!("[{}/{}] {}", at + 1, stages.len(), stage.name);

@@ -45,7 +45,8 @@ pub(crate) struct Args {
     #[arg(value_name = "STUDENT", required_unless_present = "plan_only")]
     student: Option<PathBuf>,
     /// Apply this plan
-    #[arg(long, value_name = "PLAN.json", conflicts_with = "ShapeArgs")]
+    #[arg(long, value_name = "PLAN.json")]
+    #[arg(conflicts_with_all = ["Widths", "scores", "score_seed", "channels"])]
     plan: Option<PathBuf>,
     /// What `hybra importance` measured on the teacher
     #[arg(long, value_name = "IMP")]

@@ -4,7 +4,7 @@ mod support;
 
 use std::fs;
 use std::path::Path;
-use support::{hybra, hybra_fails};
+use support::{hybra, hybra_fails, hybra_with};
 
 const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../assets/default-model");
 
@@ -51,6 +51,11 @@ fn a_student_is_cut_planned_and_compared() {
     hybra(at, &["prune", MODEL, "again", "--plan", "student/plan.json", "--importance", "imp"]);
     let weights = |model: &str| fs::read(at.join(model).join("model.safetensors")).unwrap();
     assert!(weights("again") == weights("student"));
+    for option in [["--hidden-size", "96"], ["--scores", "random"]] {
+        let words = ["prune", MODEL, "x", "--plan", "student/plan.json"];
+        let both = hybra_with(at, &[], &[&words[..], &option].concat());
+        assert!(both.code == 2 && both.stderr.contains(option[0]), "{}", both.stderr);
+    }
     let foreign = hybra_fails(at, &["prune", "student", "x", "--plan", "student/plan.json"]);
     assert!(foreign.contains("made for the teacher"), "{foreign}");
     let other =

@@ -159,8 +159,13 @@ impl Space {
         };
         let mut depths = Vec::new();
         for &count in &counts {
-            for &attention in &attention {
-                let layers = kept_layers(teacher, order, count, attention)?;
+            let kept = attention.iter().map(|&of| kept_layers(teacher, order, count, of));
+            let (kept, out_of_reach): (Vec<_>, Vec<_>) = kept.partition(Result::is_ok);
+            // Of a grid some corners may be out of reach, of a depth not all.
+            if let (true, Some(Err(error))) = (kept.is_empty(), out_of_reach.into_iter().next()) {
+                return Err(error.into());
+            }
+            for layers in kept.into_iter().flatten() {
                 if !depths.contains(&layers) {
                     depths.push(layers);
                 }
@@ -292,6 +297,10 @@ mod tests {
         assert!(refused(Space { mamba_head_dim: Some(still), ..published() }).contains("step"));
         let deep = Some(Axis::List(vec![40]));
         assert!(refused(Space { num_layers: deep, ..published() }).contains("cannot keep 40"));
+        let corner = Some(Axis::List(vec![0, 6, 4]));
+        let grid = Space { attention_layers: corner, ..published() };
+        let same = |space: Space| space.targets(&teacher, &[]).unwrap().len();
+        assert_eq!(same(grid), same(published()), "no attention layer at all is out of reach");
         let many = Some(Axis::Range { from: 1, to: 5000, step: 1 });
         let wide = Space { hidden_size: many.clone(), intermediate_size: many, ..published() };
         let space = Space { num_layers: None, attention_layers: None, ..wide };
