@@ -110,10 +110,10 @@ fn savings(evaluated: &[(String, Evaluated)]) -> String {
             let saved = 100.0 * (1.0 - cost(least) / cost(whole).max(1e-9));
             let formed = evaluated.results.iter().filter(|row| row.task == whole.task);
             let formed = formed.map(|row| row.well_formed).fold(1.0, f64::min);
-            let _ = write!(
+            let _ = writeln!(
                 rows,
                 "<tr><td>{}, {}</td><td>{:.1}</td><td>{:.1}</td><td>{}</td><td>{:.1}</td><td>{:.1}</td>\
-                 <td>{saved:.0} %</td><td>{:.1}</td></tr>\n",
+                 <td>{saved:.0} %</td><td>{:.1}</td></tr>",
                 escape(name),
                 escape(&whole.task),
                 100.0 * whole.accuracy.share,
@@ -164,9 +164,9 @@ fn table(stages: &[Resolved]) -> Result<String> {
             true => format!(" (<a href=\"{0}/report.html\">its report</a>)", escape(&stage.name)),
             false => String::new(),
         };
-        let _ = write!(
+        let _ = writeln!(
             rows,
-            "<tr><td>{}{link}</td><td>{}</td><td>{time}</td><td class=\"words\">hybra {}</td></tr>\n",
+            "<tr><td>{}{link}</td><td>{}</td><td>{time}</td><td class=\"words\">hybra {}</td></tr>",
             escape(&stage.name),
             escape(&stage.needs.join(", ")),
             escape(&stage.command.join(" "))
