@@ -61,12 +61,8 @@ impl Repair for Compensation<'_> {
                 let Some(factors) = self.norm_factors(teacher, plan, spec, axes, found)? else {
                     return Ok(None);
                 };
-                let (gamma, kept) = (found.f32_values()?, axes.rows.as_deref().unwrap_or_default());
-                let part = kept.len() / factors.len();
-                let value = |(at, &row): (usize, &usize)| {
-                    (f64::from(gamma[row]) * factors[at / part]) as f32
-                };
-                Ok(Some(kept.iter().enumerate().map(value).collect()))
+                let kept = axes.rows.as_deref().unwrap_or_default();
+                Ok(Some(scaled(found, kept, &factors)?))
             }
             Role::OutProj | Role::OProj | Role::DownProj => self.consumer(mixer, axes, found),
             Role::InProj
@@ -155,6 +151,18 @@ impl<'a> Compensation<'a> {
         let values = (0..rows.len()).flat_map(|r| (0..kept.len()).map(move |i| (r, i)));
         Ok(Some(values.map(|(r, i)| value(r, i)).collect()))
     }
+}
+
+/// The kept values of a norm, each of as many equal parts as there are factors times its factor.
+pub(crate) fn scaled(
+    found: &Found,
+    kept: &[usize],
+    factors: &[f64],
+) -> Result<Vec<f32>, LoadError> {
+    let gamma = found.f32_values()?;
+    let factor = |at: usize| factors[at * factors.len() / kept.len()];
+    let value = |(at, &row): (usize, &usize)| (f64::from(gamma[row]) * factor(at)) as f32;
+    Ok(kept.iter().enumerate().map(value).collect())
 }
 
 /// γ′/γ of a norm, for each of `groups` equal parts of the row.

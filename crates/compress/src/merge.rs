@@ -279,11 +279,15 @@ fn difference(a: &Config, b: &Config) -> Option<(&'static str, String, String)> 
             ("tie_word_embeddings", config.tie_word_embeddings.to_string()),
             ("layer_norm_epsilon", config.norm_eps.to_string()),
             ("time_step_limit", format!("{:?}", config.time_step_limit)),
-            ("the widths of layers", format!("{:?}", config.layers)),
         ]
     };
     let pairs = parts(a).into_iter().zip(parts(b));
-    pairs.into_iter().find(|(a, b)| a != b).map(|((what, a), (_, b))| (what, a, b))
+    let part = pairs.into_iter().find(|(a, b)| a != b).map(|((what, a), (_, b))| (what, a, b));
+    let mut layers = a.layers.iter().zip(&b.layers);
+    part.or_else(|| {
+        let (a, b) = layers.find(|(a, b)| a != b)?;
+        Some(("the first layer that differs", format!("{a:?}"), format!("{b:?}")))
+    })
 }
 
 /// The checkpoints that both descend from: none means that merging them makes no sense. Each list

@@ -9,7 +9,7 @@
 //! The idea: Flextron and elastic training (Cai et al. 2024), here without any training.
 
 use crate::axes::Axes;
-use crate::compensate::Repair;
+use crate::compensate::{Repair, scaled};
 use crate::plan::{FORMAT as PLAN, LayerPlan, PrunePlan};
 use crate::scores::Scores;
 use crate::select::{ranked, sums};
@@ -53,6 +53,16 @@ pub enum NestedError {
     /// Another version.
     #[error("{FILE}: `format`: expected {FORMAT:?}, found {0:?}")]
     Format(String),
+    /// Factors that no norm can have.
+    #[error("{FILE}: size {size:?}, {tensor}: expected positive numbers, found {found:?}")]
+    Factors {
+        /// The student.
+        size: String,
+        /// Its tensor.
+        tensor: String,
+        /// As they are.
+        found: Vec<f64>,
+    },
     /// There is no such student.
     #[error("size {found:?}: expected one of {}", names.join(", "))]
     NoSize {
@@ -76,7 +86,17 @@ impl Nested {
     /// [`NestedError`].
     pub fn from_json(text: &str) -> Result<Self, NestedError> {
         let nested: Self = serde_json::from_str(text)?;
-        if nested.format == FORMAT { Ok(nested) } else { Err(NestedError::Format(nested.format)) }
+        if nested.format != FORMAT {
+            return Err(NestedError::Format(nested.format));
+        }
+        for (size, student) in &nested.sizes {
+            let sound = |found: &[f64]| !found.is_empty() && found.iter().all(|&f| f > 0.0);
+            if let Some((tensor, found)) = student.norms.iter().find(|(_, found)| !sound(found)) {
+                let (size, tensor, found) = (size.clone(), tensor.clone(), found.clone());
+                return Err(NestedError::Factors { size, tensor, found });
+            }
+        }
+        Ok(nested)
     }
 
     /// The text of [`FILE`].
@@ -110,13 +130,7 @@ impl Repair for Size {
         found: &Found,
     ) -> Result<Option<Vec<f32>>, LoadError> {
         match (self.norms.get(&spec.name), &axes.rows) {
-            (Some(factors), Some(kept)) => {
-                let (gamma, part) = (found.f32_values()?, kept.len() / factors.len().max(1));
-                let value = |(at, &row): (usize, &usize)| {
-                    (f64::from(gamma[row]) * factors[at / part.max(1)]) as f32
-                };
-                Ok(Some(kept.iter().enumerate().map(value).collect()))
-            }
+            (Some(factors), Some(kept)) => Ok(Some(scaled(found, kept, factors)?)),
             _ => Ok(None),
         }
     }

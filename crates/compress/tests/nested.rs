@@ -80,5 +80,10 @@ fn the_file_reads_back_and_says_what_is_wrong() {
     assert!(unknown.contains("small, tiny") && unknown.contains("big"), "{unknown}");
     let newer = nested.to_json().replace("nested 1", "nested 2");
     assert!(matches!(Nested::from_json(&newer), Err(NestedError::Format(_))));
+    for bad in ["[]", "[-1.0]"] {
+        let text = nested.to_json().replace("[\n          0.5\n        ]", bad);
+        let message = Nested::from_json(&text).unwrap_err().to_string();
+        assert!(message.contains("norm.weight") && message.contains("small"), "{message}");
+    }
     assert!(Nested::from_json("{}").unwrap_err().to_string().contains("--nested"));
 }
