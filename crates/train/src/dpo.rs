@@ -19,9 +19,8 @@ pub use pairs::{Pair, PairBatches, PairConfig, PairError};
 
 use crate::distil::Weighted;
 use crate::objective::{LossSums, Objective};
-use crate::policy_gradient::logprobs;
-use hybra_kernels::ops::linear_cross_entropy::{HeadGradients, Labels, linear_cross_entropy};
-use hybra_kernels::{Cpu, MatMut, MatRef};
+use crate::policy_gradient::{learn, logprobs};
+use hybra_kernels::Cpu;
 use hybra_model::training::{PackedBatch, Tape, Trainable};
 use serde::{Deserialize, Serialize};
 
@@ -181,17 +180,8 @@ impl Objective for Dpo {
         if margins != 0.0 && parameters == begun.as_slice() {
             panic!("DPO: the margin of equal weights is {margins}, not 0");
         }
-        let h = model.config().hidden_size;
-        self.dnormed.resize(tape.normed().len(), 0.0);
-        let g = HeadGradients {
-            x: MatMut::new(&mut self.dnormed, h),
-            w: model.head_gradient(gradient),
-        };
-        let labels = Labels { ids: &batch.labels, weights: &weights };
-        let (x, w) = (MatRef::new(tape.normed(), h), model.head(parameters));
-        let mut unused = vec![0.0; policy.len()];
-        linear_cross_entropy(cpu, x, w, labels, scale, &mut unused, Some(g));
-        model.backward(cpu, parameters, batch, tape, &self.dnormed, gradient);
+        let side = (model, parameters, batch);
+        learn(cpu, side, tape, (&weights, scale), &mut self.dnormed, gradient);
         let metrics = vec![
             ("margin", margins, pairs),
             ("preferred", preferred, pairs),

@@ -132,17 +132,8 @@ impl Objective for PolicyGradient {
             gap += (logp - sampled).abs();
             surprise -= logp;
         }
-        let h = model.config().hidden_size;
-        self.dnormed.resize(tape.normed().len(), 0.0);
-        let g = HeadGradients {
-            x: MatMut::new(&mut self.dnormed, h),
-            w: model.head_gradient(gradient),
-        };
-        let labels = Labels { ids: &batch.labels, weights: &weights };
-        let (x, w) = (MatRef::new(tape.normed(), h), model.head(parameters));
-        let mut unused = vec![0.0; now.len()];
-        linear_cross_entropy(cpu, x, w, labels, scale, &mut unused, Some(g));
-        model.backward(cpu, parameters, batch, tape, &self.dnormed, gradient);
+        let side = (model, parameters, batch);
+        learn(cpu, side, tape, (&weights, scale), &mut self.dnormed, gradient);
         let metrics = vec![
             ("kl", kl, if reference.is_some() { count } else { 0.0 }),
             ("clipped", clipped, count),
@@ -171,6 +162,25 @@ pub(crate) fn logprobs(
     let labels = Labels { ids: &batch.labels, weights: &batch.weights };
     linear_cross_entropy(cpu, x, model.head(parameters), labels, 1.0, &mut found, None);
     found
+}
+
+/// Adds the gradient of `scale` · Σ weight · (−log π) over the labels, after a forward pass.
+pub(crate) fn learn(
+    cpu: &Cpu,
+    (model, parameters, batch): (&Trainable, &[f32], &PackedBatch),
+    tape: &mut Tape,
+    (weights, scale): (&[f32], f32),
+    dnormed: &mut Vec<f32>,
+    gradient: &mut [f32],
+) {
+    let h = model.config().hidden_size;
+    dnormed.resize(tape.normed().len(), 0.0);
+    let g = HeadGradients { x: MatMut::new(dnormed, h), w: model.head_gradient(gradient) };
+    let labels = Labels { ids: &batch.labels, weights };
+    let (x, w) = (MatRef::new(tape.normed(), h), model.head(parameters));
+    let mut unused = vec![0.0; weights.len()];
+    linear_cross_entropy(cpu, x, w, labels, scale, &mut unused, Some(g));
+    model.backward(cpu, parameters, batch, tape, dnormed, gradient);
 }
 
 #[cfg(test)]
