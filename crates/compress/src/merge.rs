@@ -270,7 +270,7 @@ fn encode(found: &Found, values: &[f32]) -> Result<Vec<u8>, MergeError> {
 }
 
 /// What of two shapes differs first: name and both values.
-fn difference(a: &Config, b: &Config) -> Option<(&'static str, String, String)> {
+fn difference(a: &Config, b: &Config) -> Option<(String, String, String)> {
     let parts = |config: &Config| {
         [
             ("vocab_size", config.vocab_size.to_string()),
@@ -282,11 +282,11 @@ fn difference(a: &Config, b: &Config) -> Option<(&'static str, String, String)> 
         ]
     };
     let pairs = parts(a).into_iter().zip(parts(b));
-    let part = pairs.into_iter().find(|(a, b)| a != b).map(|((what, a), (_, b))| (what, a, b));
-    let mut layers = a.layers.iter().zip(&b.layers);
+    let part = pairs.into_iter().find(|(a, b)| a != b).map(|((what, a), (_, b))| (what.to_owned(), a, b));
+    let mut layers = a.layers.iter().zip(&b.layers).enumerate();
     part.or_else(|| {
-        let (a, b) = layers.find(|(a, b)| a != b)?;
-        Some(("the first layer that differs", format!("{a:?}"), format!("{b:?}")))
+        let (index, (a, b)) = layers.find(|(_, (a, b))| a != b)?;
+        Some((format!("layer {index}"), format!("{a:?}"), format!("{b:?}")))
     })
 }
 
