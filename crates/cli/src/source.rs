@@ -1,9 +1,11 @@
 //! What a MODEL on the command line stands for, and its parts: checkpoint, weights, tokenizer.
 //!
 //! A MODEL is nothing (the model inside the binary), an existing path, a student of a nested
-//! checkpoint, or a hub id; an existing path always wins. For exact arithmetic weights stay in their mapped file; for fast arithmetic they
-//! are packed, and the file's pages leave memory.
+//! checkpoint, a low-rank adapter (with its base), or a hub id; an existing path always wins. For exact
+//! arithmetic weights stay in their mapped file; for fast arithmetic they are packed, and the file's
+//! pages leave memory.
 
+mod adapter;
 mod nested;
 mod tokenizer;
 
@@ -71,6 +73,9 @@ pub(crate) fn describe(model: Option<&str>) -> Result<Described> {
     if path.is_file() && path.extension().is_some_and(|ending| ending == "json") {
         return from_config_file(path);
     }
+    if adapter::is_adapter(path) {
+        return adapter::describe(path);
+    }
     if path.exists() {
         return describe_path(path, display_name(path));
     }
@@ -120,6 +125,9 @@ fn from_config_file(path: &Path) -> Result<Described> {
 pub(crate) fn resolve(model: Option<&str>) -> Result<Source> {
     let Some(model) = model else { return embedded() };
     let path = Path::new(model);
+    if adapter::is_adapter(path) {
+        return adapter::open(path);
+    }
     if path.exists() {
         let checkpoint = Checkpoint::open(path)?;
         return Ok(Source { checkpoint, name: display_name(path), folder: None });

@@ -18,6 +18,7 @@ use crate::cpu::CpuArgs;
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use evaluator::TaskEvaluator;
+use hybra_train::lora::Lora;
 use hybra_train::{Comm, Evaluator, Outcome, RunConfig, RunDir, Start, Trainer};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -62,32 +63,52 @@ enum Stage {
     /// budgets; answers better than the others of their group become likelier. RUN is as of `sft`.
     #[command(after_help = GRPO_EXAMPLES)]
     Grpo(RunArgs),
-    Pairs(PairsArgs),
+    /// Mine pairs for `hybra train dpo`: of the model's own answers to a prompt a right and a wrong one
+    ///
+    /// Prompts, budgets and sampling are those of the run file's `data` and `rollout`, as of `grpo`.
+    #[command(after_help = PAIRS_EXAMPLES)]
+    Pairs(MineArgs),
+    /// Mine traces for `hybra train sft`: of the model's own right answers to a prompt the shortest
+    ///
+    /// Prompts and sampling are those of the run file's `data` and `rollout`, as of `grpo`. With
+    /// `p_truncate` in its source, `sft` cuts these traces at random budgets and learns the right answer
+    /// behind the cut: the model learns to answer from thinking of its own that was ended early.
+    #[command(after_help = TRACES_EXAMPLES)]
+    Traces(MineArgs),
     Cache(CacheArgs),
 }
 
-/// Mine pairs for `hybra train dpo`: of the model's own answers to a prompt a right and a wrong one
-///
-/// Prompts, budgets and sampling are those of the run file's `data` and `rollout`, as of `grpo`.
-#[derive(clap::Args)]
-#[command(after_help = "\
+const PAIRS_EXAMPLES: &str = "\
 Examples:
   hybra train pairs --config grpo.toml --output pairs.jsonl --count 500
-  hybra train pairs --config grpo.toml --output pairs.jsonl --set model.from=student")]
-pub(crate) struct PairsArgs {
+  hybra train pairs --config grpo.toml --output pairs.jsonl --set model.from=student";
+
+const TRACES_EXAMPLES: &str = "\
+Examples:
+  hybra train traces --config grpo.toml --output traces.jsonl --count 2000
+  hybra train sft --config sft.toml --output controlled
+
+with this in sft.toml:
+  [[data.sources]]
+  path = \"traces.jsonl\"
+  p_truncate = 0.8";
+
+/// What mines the model's own answers.
+#[derive(clap::Args)]
+pub(crate) struct MineArgs {
     /// The run file
     #[arg(long, value_name = "RUN.toml")]
     config: PathBuf,
     /// The file to write
-    #[arg(long, value_name = "PAIRS.jsonl")]
+    #[arg(long, value_name = "OUT.jsonl")]
     output: PathBuf,
-    /// Pairs to look for
+    /// Lines to look for
     #[arg(long, value_name = "N", default_value_t = 500)]
     count: usize,
-    /// Prompts to ask at most [default: 20 for each pair]
+    /// Prompts to ask at most [default: 20 for each line]
     #[arg(long, value_name = "N")]
     prompts: Option<u64>,
-    /// Replace PAIRS.jsonl if it exists
+    /// Replace OUT.jsonl if it exists
     #[arg(long)]
     force: bool,
     /// Change a key of the run file
@@ -223,26 +244,27 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Stage::Distil(args) => ranks(&args, "distil"),
         Stage::Dpo(args) => ranks(&args, "dpo"),
         Stage::Grpo(args) => ranks(&args, "grpo"),
-        Stage::Pairs(args) => pairs(&args),
+        Stage::Pairs(args) => mine(&args, rollouts::Keep::Pair),
+        Stage::Traces(args) => mine(&args, rollouts::Keep::Best),
         Stage::Cache(args) => cache(&args),
     }
 }
 
-fn pairs(args: &PairsArgs) -> Result<ExitCode> {
+fn mine(args: &MineArgs, keep: rollouts::Keep) -> Result<ExitCode> {
     let path = args.output.display();
     if args.output.exists() && !args.force {
         bail!("{path}: already exists; --force replaces it");
     }
     let config = RunConfig::read(&args.config, &args.set)?;
-    let (files, initial) = model::open(&config.model, config.seed, "pairs")?;
+    let (files, initial) = model::open(&config.model, config.seed, keep.name())?;
     let (parameters, most) = (initial(), args.prompts.unwrap_or(20 * args.count as u64));
     let model = (&files, &parameters[..]);
-    let lines = rollouts::mine(&config, model, &args.cpu, (args.count, most))?;
+    let lines = rollouts::mine(&config, model, &args.cpu, keep, (args.count, most))?;
     if lines.is_empty() {
-        bail!("{most} prompts gave no pair: no group had a right and a wrong answer");
+        bail!("{most} prompts gave no {}: {}", keep.name(), keep.wants());
     }
     rollouts::write(&args.output, &lines)?;
-    println!("{path}: {} pairs", lines.len());
+    println!("{path}: {} {}", lines.len(), keep.name());
     Ok(ExitCode::SUCCESS)
 }
 
@@ -331,6 +353,7 @@ impl Launch<'_> {
         let cpu = self.cpu.cpu()?;
         let (files, initial) = model::open(&config.model, config.seed, stage)?;
         let begun = initial();
+        let lora = config.lora.as_ref().map(|lora| Lora::new(lora, &files.config, begun.clone()));
         let mut objective = match stage {
             "distil" => objective::distil(config, &files)?,
             "dpo" => objective::dpo(config, &files, &begun),
@@ -357,6 +380,7 @@ impl Launch<'_> {
             config,
             model: &files,
             dir: &dir,
+            lora: lora.as_ref(),
             objective: &mut *objective,
             batches: &mut *batches,
             evaluator: evaluator.as_mut().map(|evaluator| evaluator as &mut dyn Evaluator),

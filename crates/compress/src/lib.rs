@@ -12,6 +12,7 @@
 //! printing. Checkpoints go in and out as directories, tensor by tensor.
 #![forbid(unsafe_code)]
 
+pub mod adapter;
 pub mod axes;
 pub mod compensate;
 pub mod depth;

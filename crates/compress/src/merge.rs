@@ -253,7 +253,7 @@ impl<'c> Models<'c> {
 }
 
 /// The values as stored.
-fn encode(found: &Found, values: &[f32]) -> Result<Vec<u8>, MergeError> {
+pub(crate) fn encode(found: &Found, values: &[f32]) -> Result<Vec<u8>, MergeError> {
     let mut bytes = vec![0; values.len() * found.dtype.block_bytes()];
     quantize_row(found.dtype, values, &mut bytes);
     let mut stored = vec![0.0; values.len()];
@@ -282,7 +282,8 @@ fn difference(a: &Config, b: &Config) -> Option<(String, String, String)> {
         ]
     };
     let pairs = parts(a).into_iter().zip(parts(b));
-    let part = pairs.into_iter().find(|(a, b)| a != b).map(|((what, a), (_, b))| (what.to_owned(), a, b));
+    let part =
+        pairs.into_iter().find(|(a, b)| a != b).map(|((what, a), (_, b))| (what.to_owned(), a, b));
     let mut layers = a.layers.iter().zip(&b.layers).enumerate();
     part.or_else(|| {
         let (index, (a, b)) = layers.find(|(_, (a, b))| a != b)?;

@@ -23,6 +23,7 @@ mod draft;
 pub mod error;
 pub mod layer;
 pub mod load;
+pub mod lora;
 mod mamba2;
 mod matrix;
 pub mod memory;

@@ -41,13 +41,19 @@ impl Layout {
     /// The layout of `config`'s tensors.
     #[must_use]
     pub fn new(config: &Config) -> Self {
+        Self::of(tensor_specs(config))
+    }
+
+    /// The layout of these tensors, such as those of an adapter.
+    #[must_use]
+    pub fn of(specs: Vec<TensorSpec>) -> Self {
         let mut len = 0;
         let slot = |spec: TensorSpec| {
             let from = len;
             len += usize::try_from(spec.num_elements()).expect("a model that fits in memory");
             Slot { spec, range: from..len }
         };
-        let slots = tensor_specs(config).into_iter().map(slot).collect();
+        let slots = specs.into_iter().map(slot).collect();
         Self { slots, len }
     }
 

@@ -11,6 +11,7 @@ use hybra_checkpoint::{Checkpoint, Dtype, SafetensorsOptions, SafetensorsWriter,
 use hybra_kernels::DType;
 use hybra_kernels::ops::quantize::quantize_row;
 use hybra_model::config::Config;
+use hybra_model::lora::WEIGHTS_FILE;
 use hybra_model::parameters::Layout;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -75,7 +76,9 @@ pub struct Snapshot<'a> {
     pub files: &'a [(String, Vec<u8>)],
     /// Weights.
     pub parameters: &'a [f32],
-    /// m and v.
+    /// What is trained: the weights themselves, or an adapter to them.
+    pub trained: (&'a Layout, &'a [f32]),
+    /// m and v of what is trained.
     pub moments: (&'a [f32], &'a [f32]),
     /// The loop.
     pub state: &'a TrainerState,
@@ -87,7 +90,7 @@ pub struct Snapshot<'a> {
 pub struct Saved {
     /// Where.
     pub path: PathBuf,
-    /// Weights.
+    /// What is trained.
     pub parameters: Vec<f32>,
     /// m.
     pub exp_avg: Vec<f32>,
@@ -142,7 +145,7 @@ pub enum StoreError {
         /// The file.
         missing: &'static str,
     },
-    /// A tensor of the optimizer with another size or type.
+    /// A tensor of the optimizer or of an adapter with another size or type.
     #[error("{}: tensor `{tensor}`: expected {expected} values of F32, found {found}", path.display())]
     Moment {
         /// The file.
@@ -172,6 +175,7 @@ pub enum StoreError {
 pub struct CheckpointStore {
     dir: PathBuf,
     keep: usize,
+    adapter: Option<Layout>,
 }
 
 impl CheckpointStore {
@@ -187,7 +191,13 @@ impl CheckpointStore {
     /// The checkpoints in `dir`, which must exist; at most `keep` (at least 1) are kept.
     #[must_use]
     pub fn new(dir: &Path, keep: usize) -> Self {
-        Self { dir: dir.to_owned(), keep: keep.max(1) }
+        Self { dir: dir.to_owned(), keep: keep.max(1), adapter: None }
+    }
+
+    /// The same for an adapter with this layout, if there is one.
+    #[must_use]
+    pub fn with_adapter(self, adapter: Option<Layout>) -> Self {
+        Self { adapter, ..self }
     }
 
     /// Where the checkpoint of a step lies.
@@ -222,7 +232,14 @@ impl CheckpointStore {
         let staging = staging.map_err(failed(&self.dir, "create a folder in"))?;
         let dir = staging.path().join("step");
         write_model(&dir, snapshot.layout, snapshot.parameters, snapshot.files, false)?;
-        write_moments(staging.path(), &dir, snapshot)?;
+        let (layout, trained) = snapshot.trained;
+        if self.adapter.is_some() {
+            let to = dir.join(WEIGHTS_FILE);
+            write_values(staging.path(), &to, layout, &[("", trained)])?;
+        }
+        let (m, v) = snapshot.moments;
+        let moments = [("exp_avg.", m), ("exp_avg_sq.", v)];
+        write_values(staging.path(), &dir.join(OPTIMIZER), layout, &moments)?;
         write_json(&dir.join(TRAINER), snapshot.state)?;
         write_json(&dir.join("lineage.json"), snapshot.lineage)?;
         write_json(&dir.join(HASHES), &hash_files(&dir)?)?;
@@ -275,11 +292,20 @@ impl CheckpointStore {
         let path = self.path(step);
         check_hashes(&path)?;
         let state: TrainerState = read_json(&path.join(TRAINER))?;
-        let layout = Layout::new(config);
-        let parameters = layout.load(&Checkpoint::open(&path)?, config)?;
+        let (layout, parameters) = match &self.adapter {
+            None => {
+                let layout = Layout::new(config);
+                let parameters = layout.load(&Checkpoint::open(&path)?, config)?;
+                (layout, parameters)
+            }
+            Some(layout) => {
+                let adapter = Checkpoint::open(&path.join(WEIGHTS_FILE))?;
+                (layout.clone(), read_values(&adapter, "", layout)?)
+            }
+        };
         let moments = Checkpoint::open(&path.join(OPTIMIZER))?;
-        let exp_avg = read_moment(&moments, "exp_avg", &layout)?;
-        let exp_avg_sq = read_moment(&moments, "exp_avg_sq", &layout)?;
+        let exp_avg = read_values(&moments, "exp_avg.", &layout)?;
+        let exp_avg_sq = read_values(&moments, "exp_avg_sq.", &layout)?;
         Ok(Saved { path, parameters, exp_avg, exp_avg_sq, state })
     }
 
@@ -347,33 +373,64 @@ fn write<'p>(
     Ok(writer.finish()?)
 }
 
-/// Writes m and v into `dir`, by way of a directory in `staging`.
-fn write_moments(staging: &Path, dir: &Path, snapshot: &Snapshot) -> Result<(), StoreError> {
-    let (slots, (m, v)) = (snapshot.layout.slots(), snapshot.moments);
-    let both = [("exp_avg", m), ("exp_avg_sq", v)];
+/// Writes an adapter as a directory of its own, whole or not at all.
+///
+/// # Errors
+/// [`StoreError`].
+pub fn write_adapter(
+    dir: &Path,
+    layout: &Layout,
+    values: &[f32],
+    files: &[(String, Vec<u8>)],
+) -> Result<(), StoreError> {
+    let parent = dir.parent().unwrap_or(Path::new("."));
+    let staging = tempfile::Builder::new().prefix(".adapter.").suffix(".tmp").tempdir_in(parent);
+    let staging = staging.map_err(failed(parent, "create a folder in"))?;
+    let whole = staging.path().join("whole");
+    fs::create_dir(&whole).map_err(failed(&whole, "create"))?;
+    write_values(staging.path(), &whole.join(WEIGHTS_FILE), layout, &[("", values)])?;
+    for (name, bytes) in files {
+        let path = whole.join(name);
+        atomic::write_synced(&path, bytes).map_err(failed(&path, "write"))?;
+    }
+    if dir.exists() {
+        atomic::remove_dir(dir).map_err(failed(dir, "delete"))?;
+    }
+    fs::rename(&whole, dir).map_err(failed(dir, "move in place"))?;
+    atomic::sync_dir(parent).map_err(failed(parent, "sync"))
+}
+
+/// Writes vectors of a layout into one safetensors file, each under a prefix, by way of a directory
+/// in `staging`.
+fn write_values(
+    staging: &Path,
+    to: &Path,
+    layout: &Layout,
+    vectors: &[(&str, &[f32])],
+) -> Result<(), StoreError> {
+    let slots = layout.slots();
     let name =
-        |kind: &str, slot: &hybra_model::parameters::Slot| format!("{kind}.{}", slot.spec.name);
-    let all = both.iter().flat_map(|(kind, _)| slots.iter().map(move |slot| (kind, slot)));
+        |prefix: &str, slot: &hybra_model::parameters::Slot| format!("{prefix}{}", slot.spec.name);
+    let all = vectors.iter().flat_map(|(prefix, _)| slots.iter().map(move |slot| (prefix, slot)));
     let tensors: Vec<_> = all
-        .map(|(kind, slot)| TensorInfo::new(name(kind, slot), Dtype::F32, &slot.spec.shape))
+        .map(|(prefix, slot)| TensorInfo::new(name(prefix, slot), Dtype::F32, &slot.spec.shape))
         .collect();
-    let options = SafetensorsOptions { max_shard_bytes: u64::MAX, overwrite: false };
-    let beside = staging.join("optimizer");
+    let options = SafetensorsOptions { max_shard_bytes: u64::MAX, overwrite: true };
+    let beside = staging.join("values");
     let mut writer = SafetensorsWriter::create(&beside, &tensors, &[], &options)?;
-    for (kind, values) in both {
+    for (prefix, values) in vectors {
         for slot in slots {
-            writer.write(&name(kind, slot), bytemuck::cast_slice(&values[slot.range.clone()]))?;
+            writer.write(&name(prefix, slot), bytemuck::cast_slice(&values[slot.range.clone()]))?;
         }
     }
     writer.finish()?;
-    let to = dir.join(OPTIMIZER);
-    fs::rename(beside.join("model.safetensors"), &to).map_err(failed(&to, "move in place"))
+    fs::rename(beside.join("model.safetensors"), to).map_err(failed(to, "move in place"))
 }
 
-fn read_moment(file: &Checkpoint, kind: &str, layout: &Layout) -> Result<Vec<f32>, StoreError> {
+fn read_values(file: &Checkpoint, prefix: &str, layout: &Layout) -> Result<Vec<f32>, StoreError> {
     let mut values = Vec::with_capacity(layout.len());
     for slot in layout.slots() {
-        let tensor = format!("{kind}.{}", slot.spec.name);
+        let tensor = format!("{prefix}{}", slot.spec.name);
         let view = file.require(&tensor)?;
         if view.dtype != Dtype::F32 || view.shape != slot.spec.shape {
             let (path, expected) = (file.path().to_owned(), slot.range.len());

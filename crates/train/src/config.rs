@@ -10,6 +10,7 @@ pub use model::{ModelConfig, TokenIds};
 use crate::distil::DistilConfig;
 use crate::dpo::DpoConfig;
 use crate::grpo::GrpoConfig;
+use crate::lora::LoraConfig;
 use crate::optimizer::OptimizerConfig;
 use crate::rollout::RolloutConfig;
 use crate::schedule::Schedule;
@@ -37,6 +38,9 @@ pub struct RunConfig {
     pub model: ModelConfig,
     /// What it is trained on; read by the source of batches.
     pub data: Table,
+    /// A low-rank adapter is trained in place of the weights; of any stage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lora: Option<LoraConfig>,
     /// AdamW and clipping.
     #[serde(default)]
     pub optimizer: OptimizerConfig,
@@ -250,6 +254,12 @@ impl RunConfig {
         }
         if let Some((key, expected, found)) = self.dpo.as_ref().and_then(DpoConfig::defect) {
             return Err(wrong(&format!("dpo.{key}"), expected, &found));
+        }
+        if let Some((key, expected, found)) = self.lora.as_ref().and_then(LoraConfig::defect) {
+            return Err(wrong(&format!("lora.{key}"), expected, &found));
+        }
+        if self.lora.is_some() && self.model.from.is_none() {
+            return Err(wrong("lora", "`model.from`, which the adapter belongs to", &"none"));
         }
         if self.rollout.is_some() && !self.phases.is_empty() {
             return Err(wrong("phases", "none beside [rollout]", &self.phases.len()));

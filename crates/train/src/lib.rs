@@ -25,6 +25,7 @@ pub mod distil;
 pub mod dpo;
 pub mod grpo;
 pub mod log;
+pub mod lora;
 pub mod objective;
 pub mod on_policy;
 pub mod optimizer;

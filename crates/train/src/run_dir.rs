@@ -6,6 +6,7 @@
 //! RUN/checkpoints/      step-000100, …: servable models with the optimizer's state
 //! RUN/failed/           batches of a step that was not finite
 //! RUN/model/            the model at the end
+//! RUN/adapter/          its adapter, where one was trained
 //! ```
 
 use crate::atomic;
@@ -162,6 +163,12 @@ impl RunDir {
     #[must_use]
     pub fn model(&self) -> PathBuf {
         self.path.join("model")
+    }
+
+    /// `adapter/`.
+    #[must_use]
+    pub fn adapter(&self) -> PathBuf {
+        self.path.join("adapter")
     }
 
     /// `failed/`.

@@ -15,11 +15,13 @@ mod nonfinite;
 pub use error::TrainError;
 
 use crate::checkpoint_store::{
-    CheckpointStore, Lineage, Saved, Snapshot, TrainerState, write_model,
+    CheckpointStore, Lineage, Saved, Snapshot, TrainerState, write_adapter as write_adapter_dir,
+    write_model,
 };
 use crate::comm::Comm;
 use crate::config::RunConfig;
 use crate::log::{Lines, StepLog, StepTiming};
+use crate::lora::Lora;
 use crate::objective::{Batches, Evaluator, LossSums, Objective, Policy};
 use crate::optimizer::{AdamW, shards};
 use crate::run_dir::RunDir;
@@ -27,6 +29,7 @@ use gradient::Gradient;
 use hybra_kernels::Cpu;
 use hybra_kernels::ops::adamw::squares_of_blocks;
 use hybra_model::config::Config;
+use hybra_model::lora::CONFIG_FILE;
 use hybra_model::parameters::Layout;
 use hybra_model::training::PackedBatch;
 use std::collections::BTreeMap;
@@ -65,6 +68,8 @@ pub enum Event<'a> {
     },
     /// Something that a person should know.
     Warning(String),
+    /// Something that a person may want to know.
+    Note(&'a str),
     /// A step is done; sent for every step, logged or not.
     Step(&'a StepLog, &'a StepTiming),
     /// A checkpoint is on disk.
@@ -92,6 +97,8 @@ pub struct Trainer<'a> {
     pub model: &'a ModelFiles,
     /// Where it is kept; prepared ([`RunDir::prepare`]) and seen by all ranks.
     pub dir: &'a RunDir,
+    /// What is trained in place of the weights, if it is an adapter to them.
+    pub lora: Option<&'a Lora>,
     /// What is minimized.
     pub objective: &'a mut dyn Objective,
     /// On what.
@@ -106,9 +113,13 @@ pub struct Trainer<'a> {
 
 /// What changes from step to step.
 struct State {
+    /// Of what is trained.
     layout: Layout,
     shards: Vec<Range<usize>>,
+    /// What is trained.
     parameters: Vec<f32>,
+    /// The model's weights, where an adapter is trained.
+    merged: Option<Vec<f32>>,
     optimizer: AdamW,
     gradient: Gradient,
     step: u64,
@@ -117,6 +128,13 @@ struct State {
     /// Of rank 0.
     logs: Option<[Lines; 2]>,
     last: StepLog,
+}
+
+impl State {
+    /// The model's weights.
+    fn weights(&self) -> &[f32] {
+        self.merged.as_ref().unwrap_or(&self.parameters)
+    }
 }
 
 impl Trainer<'_> {
@@ -149,19 +167,23 @@ impl Trainer<'_> {
         if self.comm.rank() == 0 {
             let mut files = self.model.files.clone();
             files.push(("lineage.json".to_owned(), self.store().lineage(state.step)?));
-            write_model(&model, &state.layout, &state.parameters, &files, true)?;
+            let whole = Layout::new(&self.model.config);
+            write_model(&model, &whole, state.weights(), &files, true)?;
+            self.write_adapter(&state, self.store().lineage(state.step)?)?;
         }
         self.comm.barrier()?;
         Ok(Outcome::Done(model))
     }
 
     fn store(&self) -> CheckpointStore {
-        CheckpointStore::new(&self.dir.checkpoints(), self.config.checkpoint.keep)
+        let store = CheckpointStore::new(&self.dir.checkpoints(), self.config.checkpoint.keep);
+        store.with_adapter(self.lora.map(|lora| lora.layout().clone()))
     }
 
     /// The state before the first step to do.
     fn start(&mut self, initial: impl FnOnce() -> Vec<f32>) -> Result<State, TrainError> {
-        let layout = Layout::new(&self.model.config);
+        let layout =
+            self.lora.map_or_else(|| Layout::new(&self.model.config), |lora| lora.layout().clone());
         let shards = shards(layout.len(), self.comm.size());
         let own = shards[self.comm.rank()].clone();
         let mut optimizer = AdamW::new(&layout, &self.config.optimizer, own);
@@ -177,18 +199,27 @@ impl Trainer<'_> {
                 from = Some(path);
                 parameters
             }
-            None => initial(),
+            None => self.lora.map_or_else(initial, |lora| lora.initial(self.config.seed)),
         };
         assert_eq!(parameters.len(), layout.len(), "initial weights");
         let logs = if self.comm.rank() == 0 { Some(self.open_logs(lens)?) } else { None };
         let steps = self.config.steps;
         self.tell(Event::Started { step, steps, from: from.as_deref() });
+        if let Some(lora) = self.lora {
+            self.tell(Event::Note(lora.coverage()));
+        }
+        let merged = self.lora.map(|lora| {
+            let mut weights = vec![0.0; lora.model_len()];
+            lora.merge(&parameters, &mut weights);
+            weights
+        });
         let gradient = Gradient::new(layout.len());
         let last = StepLog::default();
         Ok(State {
             layout,
             shards,
             parameters,
+            merged,
             optimizer,
             gradient,
             step,
@@ -243,7 +274,7 @@ impl Trainer<'_> {
     fn step(&mut self, state: &mut State) -> Result<(), TrainError> {
         let started = Instant::now();
         let step = state.step + 1;
-        let policy = Policy { parameters: &state.parameters, comm: self.comm };
+        let policy = Policy { parameters: state.weights(), comm: self.comm };
         let batches = self.batches.step(&policy).map_err(TrainError::Data)?;
         let weight = self.weight(step, &batches)?;
         let sums = self.gradient(state, &batches, weight)?;
@@ -255,7 +286,8 @@ impl Trainer<'_> {
             let bad = nonfinite::first_bad(self.comm, &gradient, state.optimizer.shard())?;
             return Err(nonfinite::stop(&dir, self.comm, &seen, &batches, layout, bad)?);
         }
-        if step == 1 && !self.objective.may_rest() {
+        // B is zero before the first step of an adapter, and so is the gradient of A.
+        if step == 1 && self.lora.is_none() && !self.objective.may_rest() {
             let without = gradient::without(self.comm, &state.layout, &gradient, &state.shards)?;
             self.cover(&without, state.layout.slots().len())?;
         }
@@ -266,6 +298,9 @@ impl Trainer<'_> {
         state.optimizer.step(self.cpu, shard, &gradient, step, lr, scale);
         drop(gradient);
         self.comm.all_gather_shards(&mut state.parameters, &state.shards)?;
+        if let (Some(lora), Some(merged)) = (self.lora, &mut state.merged) {
+            lora.merge(&state.parameters, merged);
+        }
         let num_tokens = batches.iter().map(|batch| batch.tokens.len() as u64).sum::<u64>();
         state.step = step;
         state.tokens += num_tokens;
@@ -315,11 +350,21 @@ impl Trainer<'_> {
     ) -> Result<LossSums, TrainError> {
         let own = crate::comm::share(0..batches.len(), self.comm.rank(), self.comm.size());
         let (objective, cpu) = (&mut *self.objective, self.cpu);
-        let (parameters, scale) = (&state.parameters, (1.0 / weight) as f32);
+        let (lora, trained, scale) = (self.lora, &state.parameters, (1.0 / weight) as f32);
+        let parameters = state.merged.as_ref().unwrap_or(trained);
+        let mut whole = vec![0.0; if lora.is_some() { parameters.len() } else { 0 }];
         let sums = state.gradient.compute(own, &mut |index, gradient| {
             let batch = &batches[index];
             let expected = objective.weight(batch);
-            let sums = objective.micro_batch(cpu, parameters, batch, scale, gradient);
+            let sums = match lora {
+                None => objective.micro_batch(cpu, parameters, batch, scale, gradient),
+                Some(lora) => {
+                    whole.fill(0.0);
+                    let sums = objective.micro_batch(cpu, parameters, batch, scale, &mut whole);
+                    lora.project(trained, &whole, gradient);
+                    sums
+                }
+            };
             assert_eq!(sums.weight, expected, "the objective's weight of micro-batch {index}");
             sums
         });
@@ -342,7 +387,7 @@ impl Trainer<'_> {
         let due = self.config.eval.as_ref().is_some_and(|eval| is_due(eval.every));
         match &mut self.evaluator {
             Some(evaluator) if due && self.comm.rank() == 0 => {
-                let measured = evaluator.evaluate(self.cpu, &state.parameters);
+                let measured = evaluator.evaluate(self.cpu, state.weights());
                 Ok(measured.map_err(TrainError::Eval)?.into_iter().collect())
             }
             _ => Ok(BTreeMap::new()),
@@ -398,9 +443,10 @@ impl Trainer<'_> {
                 data: self.batches.state(),
             };
             let path = self.store().save(&Snapshot {
-                layout: &state.layout,
+                layout: &Layout::new(&self.model.config),
                 files: &self.model.files,
-                parameters: &state.parameters,
+                parameters: state.weights(),
+                trained: (&state.layout, &state.parameters),
                 moments: (&m, &v),
                 state: &trainer,
                 lineage: &self.lineage(state),
@@ -408,6 +454,15 @@ impl Trainer<'_> {
             self.tell(Event::Saved(&path));
         }
         Ok(self.comm.barrier()?)
+    }
+
+    /// `RUN/adapter`, where one is trained.
+    fn write_adapter(&self, state: &State, lineage: Vec<u8>) -> Result<(), TrainError> {
+        let Some(lora) = self.lora else { return Ok(()) };
+        let base = self.config.model.from.as_ref().map(|path| path.display().to_string());
+        let config = serde_json::to_vec_pretty(&lora.config(base)).expect("numbers and text");
+        let files = [(CONFIG_FILE.to_owned(), config), ("lineage.json".to_owned(), lineage)];
+        Ok(write_adapter_dir(&self.dir.adapter(), &state.layout, &state.parameters, &files)?)
     }
 
     fn lineage(&self, state: &State) -> Lineage {

@@ -6,6 +6,7 @@ use hybra_checkpoint::Checkpoint;
 use hybra_kernels::{Cpu, Isa};
 use hybra_model::parameters::Layout;
 use hybra_model::training::PackedBatch;
+use hybra_train::lora::Lora;
 use hybra_train::{Batches, Comm, LocalComm, LossSums, Objective, Outcome, RunConfig, TrainError};
 use serde_json::Value;
 use std::path::Path;
@@ -65,6 +66,47 @@ fn ranks_and_threads_change_no_bit_and_the_loss_falls() {
         };
         assert!(optimizer(&path) == optimizer(&one), "{size} ranks: moments");
     }
+}
+
+/// An adapter trains to the same bits on any number of ranks, and goes on to them where it stopped; the
+/// base with the adapter is the model.
+#[test]
+fn an_adapter_is_trained_in_place_of_the_weights() {
+    let dir = tempfile::tempdir().unwrap();
+    let changes = ["optimizer.lr=0.05", "model.from=base", "lora.rank=2"];
+    let config = config(7, &changes);
+    let one = dir.path().join("1");
+    run(&one, &config, 8, 1);
+    let adapter =
+        |dir: &Path| std::fs::read(dir.join("adapter/adapter_model.safetensors")).unwrap();
+    let loss = |log: &str, at: usize| {
+        let line: Value = serde_json::from_str(log.lines().nth(at).unwrap()).unwrap();
+        line["loss"].as_f64().unwrap()
+    };
+    let (merged, log) = result(&one);
+    assert!(loss(&log, 6) < loss(&log, 0), "{log}");
+    let (trained, base) = (weights(&one), Layout::new(&model()).random(&model(), config.seed));
+    let lora = Lora::new(config.lora.as_ref().unwrap(), &model(), base.clone());
+    for slot in Layout::new(&model()).slots() {
+        let same = trained[slot.range.clone()] == base[slot.range.clone()];
+        assert_eq!(same, hybra_model::lora::module_of(&slot.spec).is_none(), "{}", slot.spec.name);
+    }
+    let saved = Checkpoint::open(&one.join("adapter/adapter_model.safetensors")).unwrap();
+    assert_eq!(saved.tensors().count(), lora.layout().slots().len());
+    let two = dir.path().join("2");
+    std::thread::scope(|scope| {
+        for comm in LocalComm::group(2) {
+            let (path, config) = (&two, &config);
+            scope.spawn(move || train(path, &comm, config, &mut plain(), 8, 1).0.unwrap());
+        }
+    });
+    assert!(result(&two) == (merged, log) && adapter(&two) == adapter(&one), "2 ranks");
+    // What a kill after step 6 leaves: the checkpoints up to there, and logs that go on.
+    std::fs::remove_dir_all(two.join("checkpoints/step-000007")).unwrap();
+    std::fs::remove_dir_all(two.join("adapter")).unwrap();
+    std::fs::remove_dir_all(two.join("model")).unwrap();
+    run(&two, &config, 8, 1);
+    assert!(result(&two) == result(&one) && adapter(&two) == adapter(&one), "resumed");
 }
 
 #[test]

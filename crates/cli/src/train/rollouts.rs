@@ -1,4 +1,4 @@
-//! Stages that learn from the model's own answers: their data, and pairs mined from them.
+//! Stages that learn from the model's own answers: their data, and pairs and traces mined from them.
 
 use super::objective::chat_model;
 use crate::cpu::CpuArgs;
@@ -8,7 +8,7 @@ use hybra_eval::Example;
 use hybra_kernels::Isa;
 use hybra_train::grpo::GrpoBatches;
 use hybra_train::on_policy::OnPolicyBatches;
-use hybra_train::rollout::{PromptConfig, Prompts, Roller, Rollout};
+use hybra_train::rollout::{Prompt, PromptConfig, Prompts, Roller, Rollout};
 use hybra_train::{Batches, LocalComm, ModelFiles, Policy, RunConfig};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -44,18 +44,46 @@ pub(super) fn on_policy(
     Ok(Box::new(OnPolicyBatches::new(prompts, roller)))
 }
 
-/// Pairs of a right and a wrong answer of the model, `count` lines or as many as `most` prompts give.
+/// What is kept of a prompt's answers.
+#[derive(Clone, Copy)]
+pub(super) enum Keep {
+    /// A right and a wrong one, for `dpo`.
+    Pair,
+    /// The shortest right one, for `sft`.
+    Best,
+}
+
+impl Keep {
+    /// What the lines are, for people.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Pair => "pairs",
+            Self::Best => "traces",
+        }
+    }
+
+    /// What a prompt lacked that gave no line.
+    pub(super) fn wants(self) -> &'static str {
+        match self {
+            Self::Pair => "no group had a right and a wrong answer",
+            Self::Best => "no answer was right",
+        }
+    }
+}
+
+/// Lines mined from the model's own answers: `count` of them, or as many as `most` prompts give.
 pub(super) fn mine(
     run: &RunConfig,
     (model, parameters): (&ModelFiles, &[f32]),
     cpu: &CpuArgs,
+    keep: Keep,
     (count, most): (usize, u64),
 ) -> Result<Vec<Value>> {
     let (prompts, roller) = parts(run, model, cpu)?;
     let comm = LocalComm::single();
     let policy = Policy { parameters, comm: &comm };
     let (mut lines, mut next) = (Vec::new(), 0);
-    let mut bar = Progress::pieces("pairs", count as u64);
+    let mut bar = Progress::pieces("lines", count as u64);
     while lines.len() < count && next < most {
         let round = (prompts.rollout().prompts as u64).min(most - next);
         let asked: Vec<_> = (next..next + round).map(|index| prompts.prompt(index)).collect();
@@ -65,16 +93,7 @@ pub(super) fn mine(
         let mut rollouts = rollouts.into_iter();
         for prompt in &asked {
             let own: Vec<Rollout> = rollouts.by_ref().take(prompt.asks.len()).collect();
-            // An answer behind an inserted tag, or cut off, is not the model's own.
-            let whole = |r: &&Rollout| r.finished && r.tokens.iter().all(|token| token.sampled);
-            let right =
-                |r: &&Rollout| prompt.example.verify_turn(prompt.turn, &r.answer, &r.calls());
-            let whole: Vec<&Rollout> = own.iter().filter(whole).collect();
-            let good = whole.iter().copied().find(right);
-            let bad = whole.iter().copied().find(|r| !right(r));
-            if let (Some(good), Some(bad)) = (good, bad) {
-                lines.push(line(&prompt.example, prompt.turn, good, bad));
-            }
+            lines.extend(kept(prompt, &own, keep));
         }
         bar.set(lines.len().min(count) as u64);
     }
@@ -82,16 +101,39 @@ pub(super) fn mine(
     Ok(lines)
 }
 
-fn line(example: &Example, turn: usize, chosen: &Rollout, rejected: &Rollout) -> Value {
-    let prompt: Vec<Value> = example.to_json()["messages"]
-        .as_array()
-        .map(|messages| messages[..turn].to_vec())
-        .unwrap_or_default();
-    let mut line = json!({
-        "prompt": prompt,
-        "chosen": [message(chosen)],
-        "rejected": [message(rejected)],
-    });
+fn kept(prompt: &Prompt, own: &[Rollout], keep: Keep) -> Option<Value> {
+    // An answer behind an inserted tag, or cut off, is not the model's own.
+    let whole = own.iter().filter(|r| r.finished && r.tokens.iter().all(|token| token.sampled));
+    let is_right = |r: &&Rollout| prompt.example.verify_turn(prompt.turn, &r.answer, &r.calls());
+    let (right, wrong): (Vec<&Rollout>, Vec<&Rollout>) = whole.partition(is_right);
+    match keep {
+        Keep::Pair => {
+            let mut line = line(&prompt.example, prompt.turn);
+            line["chosen"] = json!([message(right.first()?)]);
+            line["rejected"] = json!([message(wrong.first()?)]);
+            Some(line)
+        }
+        Keep::Best => {
+            let best = right.into_iter().min_by_key(|r| r.tokens.len())?;
+            let mut line = line(&prompt.example, prompt.turn);
+            let mut messages = line["prompt"].take().as_array().cloned().unwrap_or_default();
+            // What stood before is not the model's own.
+            let given = messages.iter_mut().filter(|message| message["role"] == "assistant");
+            given.for_each(|message| message["weight"] = 0.into());
+            messages.push(message(best));
+            line["messages"] = messages.into();
+            if let Some(fields) = line.as_object_mut() {
+                fields.remove("prompt");
+            }
+            Some(line)
+        }
+    }
+}
+
+/// The prompt of a turn.
+fn line(example: &Example, turn: usize) -> Value {
+    let messages = example.to_json()["messages"].as_array().map(|all| all[..turn].to_vec());
+    let mut line = json!({ "prompt": messages.unwrap_or_default() });
     if !example.tools.is_empty() {
         line["tools"] = json!(example.tools);
     }

@@ -55,6 +55,7 @@ impl View {
                 }
             }
             Event::Warning(text) => self.say(&format!("warning: {text}")),
+            Event::Note(text) => self.say(text),
             Event::Step(log, timing) => self.step(log, timing),
             // A checkpoint is worth a line only to a machine.
             Event::Saved(_) => {}
@@ -110,6 +111,7 @@ fn as_json(event: &Event) -> Value {
             json!({ "event": "started", "step": step, "steps": steps, "from": from })
         }
         Event::Warning(text) => json!({ "event": "warning", "message": text }),
+        Event::Note(text) => json!({ "event": "note", "message": text }),
         Event::Step(log, timing) => json!({
             "event": "step",
             "log": log,

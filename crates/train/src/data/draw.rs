@@ -14,6 +14,8 @@ pub(crate) enum Purpose {
     Trace = 3,
     /// Turn, budget and sampling of a prompt that the model answers itself.
     Rollout = 4,
+    /// First values of an adapter.
+    Adapter = 5,
 }
 
 /// Numbers for (seed, purpose, a, b).

@@ -5,6 +5,7 @@ use hybra_model::config::Config;
 use hybra_model::parameters::Layout;
 use hybra_model::presets::preset;
 use hybra_model::training::PackedBatch;
+use hybra_train::lora::Lora;
 use hybra_train::{
     Batches, BoxError, Comm, Event, LocalComm, LossSums, ModelFiles, Objective, Outcome, Policy,
     RunConfig, RunDir, Start, TrainError, Trainer,
@@ -141,12 +142,15 @@ pub(crate) fn train(
         code_version: "test".to_owned(),
     };
     let mut warnings = Vec::new();
+    let initial = || Layout::new(&model.config).random(&model.config, config.seed);
+    let lora = config.lora.as_ref().map(|lora| Lora::new(lora, &model.config, initial()));
     let trainer = Trainer {
         cpu: &Cpu::new(Isa::best(), threads),
         comm,
         config,
         model: &model,
         dir: &run,
+        lora: lora.as_ref(),
         objective,
         batches: &mut Counter { next: 0, packs },
         evaluator: None,
@@ -157,6 +161,6 @@ pub(crate) fn train(
         },
         stop: &AtomicBool::new(false),
     };
-    let outcome = trainer.run(|| Layout::new(&model.config).random(&model.config, config.seed));
+    let outcome = trainer.run(initial);
     (outcome, warnings)
 }
