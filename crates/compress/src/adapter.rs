@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 pub enum AdapterError {
     /// A base that is GGUF, or a sum that its type cannot hold.
     #[error(transparent)]
-    Merge(#[from] MergeError),
+    Merge(Box<MergeError>),
     /// No valid configuration of the base.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -63,6 +63,12 @@ pub enum AdapterError {
         /// What is not.
         missing: char,
     },
+}
+
+impl From<MergeError> for AdapterError {
+    fn from(error: MergeError) -> Self {
+        Self::Merge(Box::new(error))
+    }
 }
 
 /// A and B of a matrix, as values.
