@@ -126,6 +126,19 @@ fn pairs_are_mined_and_learned_from_and_tables_of_other_stages_are_refused() {
     assert!(text.contains("\"chosen\"") && text.contains("\"rejected\""), "{text}");
     let again = hybra_fails(at, &[&pairs[..], &["4"]].concat());
     assert!(again.contains("--force"), "{again}");
+    // Of right answers, thoughts and all, `sft` learns.
+    let thinking = ["--set", "rollout.budgets=[\"inf\"]", "--set", "rollout.max_tokens=120"];
+    let traces = ["train", "traces", "--config", "pairs.toml", "--output", "traces.jsonl"];
+    hybra(at, &[&traces[..], &thinking, &["--count", "3"]].concat());
+    let mined = fs::read_to_string(at.join("traces.jsonl")).unwrap();
+    assert_eq!(mined.lines().count(), 3);
+    assert!(mined.contains("reasoning_content") && !mined.contains("prompt"), "{mined}");
+    let sft = format!(
+        "steps = 2\n[model]\nfrom = \"{MODEL}\"\n[data]\npack_len = 512\n\
+         [[data.sources]]\npath = \"traces.jsonl\"\np_truncate = 0.8\n"
+    );
+    fs::write(at.join("sft.toml"), sft).unwrap();
+    hybra(at, &["train", "sft", "--config", "sft.toml", "--output", "controlled"]);
     let dpo = format!(
         "steps = 2\n[model]\nfrom = \"{MODEL}\"\n[optimizer]\nlr = 1e-4\n\
          [data]\npath = \"pairs.jsonl\"\npack_len = 512\nbatch_size = 2\n[dpo]\nbeta = 0.2\n"
