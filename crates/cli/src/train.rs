@@ -210,6 +210,11 @@ Examples:
   hybra train sft --config run.toml --output my-run --set optimizer.lr=3e-4 --set steps=200
   mpirun -n 4 hybra train sft --config run.toml --output my-run   (built with --features mpi)
 
+A run file of any stage may ask for a low-rank adapter in place of the weights:
+  [lora]
+  rank = 8
+RUN/adapter is then a MODEL too: `hybra chat my-run/adapter`.
+
 Curves of a run: `hybra report my-run`. The model: `hybra chat my-run/model`.";
 
 /// A run of any stage.
