@@ -114,10 +114,9 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     }
     let Described { config, name, source } = source::describe(args.model.as_deref())?;
     if args.activations.asked() {
-        let Some(source) = &source else {
-            bail!("{name}: has no weights to run; `hybra init` writes a random checkpoint of it")
-        };
-        return activations::run(&args.activations, source, args.json);
+        // A shape alone may stand for weights: an adapter's with its base, a nested student's.
+        let source = source.map_or_else(|| source::resolve(args.model.as_deref()), Ok)?;
+        return activations::run(&args.activations, &source, args.json);
     }
     let stored = source.as_ref().map(|source| stored(source, &config)).transpose()?;
     let request = request(&args, &config);

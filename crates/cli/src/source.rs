@@ -9,6 +9,7 @@ mod adapter;
 mod nested;
 mod tokenizer;
 
+pub(crate) use adapter::is_adapter;
 pub(crate) use nested::sized;
 pub(crate) use tokenizer::{
     HF_CONFIG_JSON, HF_JSON, LoadedTokenizer, has_tokenizer, load_tokenizer,
@@ -73,7 +74,7 @@ pub(crate) fn describe(model: Option<&str>) -> Result<Described> {
     if path.is_file() && path.extension().is_some_and(|ending| ending == "json") {
         return from_config_file(path);
     }
-    if adapter::is_adapter(path) {
+    if is_adapter(path) {
         return adapter::describe(path);
     }
     if path.exists() {
@@ -125,7 +126,7 @@ fn from_config_file(path: &Path) -> Result<Described> {
 pub(crate) fn resolve(model: Option<&str>) -> Result<Source> {
     let Some(model) = model else { return embedded() };
     let path = Path::new(model);
-    if adapter::is_adapter(path) {
+    if is_adapter(path) {
         return adapter::open(path);
     }
     if path.exists() {

@@ -15,6 +15,7 @@ pub(crate) use objective::weighted;
 pub(crate) use view::View;
 
 use crate::cpu::CpuArgs;
+use crate::source;
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use evaluator::TaskEvaluator;
@@ -356,6 +357,14 @@ impl Launch<'_> {
     pub(crate) fn launch(&self, view: &mut View, stop: &AtomicBool) -> Result<Outcome> {
         let Self { config, stage, comm, .. } = *self;
         let cpu = self.cpu.cpu()?;
+        if let (Some(_), Some(from)) = (&config.lora, &config.model.from)
+            && source::is_adapter(from)
+        {
+            let from = from.display();
+            bail!(
+                "[lora]: {from} is an adapter itself; `hybra convert {from} merged` makes a model of it"
+            );
+        }
         let (files, initial) = model::open(&config.model, config.seed, stage)?;
         let begun = initial();
         let lora = config.lora.as_ref().map(|lora| Lora::new(lora, &files.config, begun.clone()));

@@ -31,6 +31,16 @@ fn an_adapter_is_a_model_with_its_base() {
     hybra(at, &["convert", "run/adapter", "merged", "--dtype", "bf16"]);
     assert_eq!(kl("merged", "run/adapter"), 0.0);
     assert!(hybra(at, &["inspect", "run/adapter"]).contains("16 layers"));
+    let density = ["--activations", "--prompt", "12+39?", "--json"];
+    let density = |model| hybra(at, &[&["inspect", model][..], &density].concat());
+    let layers = |model| {
+        let found: serde_json::Value = serde_json::from_str(&density(model)).unwrap();
+        found["layers"].clone()
+    };
+    assert!(!layers(MODEL).is_null() && layers("run/adapter") != layers(MODEL));
+    let chain = ["train", "sft", "--config", "run.toml", "--output", "x"];
+    let twice = hybra_fails(at, &[&chain[..], &["--set", "model.from=run/adapter"]].concat());
+    assert!(twice.contains("is an adapter itself"), "{twice}");
 
     let settings = at.join("run/adapter/adapter_config.json");
     let plain = fs::read_to_string(&settings).unwrap();

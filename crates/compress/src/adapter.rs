@@ -8,68 +8,11 @@ use crate::merge::{MergeError, encode};
 use hybra_checkpoint::{Checkpoint, SafetensorsOptions, SafetensorsWriter, TensorInfo};
 use hybra_kernels::Isa;
 use hybra_kernels::ops::quantize::dequantize_row;
-use hybra_model::load::{Found, LoadError, file_type, find_tensors, weight_type};
+use hybra_model::Config;
+use hybra_model::load::{Found, file_type, find_tensors, weight_type};
 use hybra_model::lora::{AdapterConfig, add_product, matrix_of};
-use hybra_model::{Config, ConfigError};
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
-
-/// Why an adapter cannot be merged.
-#[derive(Debug, thiserror::Error)]
-pub enum AdapterError {
-    /// A base that is GGUF, or a sum that its type cannot hold.
-    #[error(transparent)]
-    Merge(Box<MergeError>),
-    /// No valid configuration of the base.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// Tensors of the base that are not those of its configuration.
-    #[error(transparent)]
-    Load(#[from] LoadError),
-    /// A file that cannot be read or written.
-    #[error(transparent)]
-    Checkpoint(#[from] hybra_checkpoint::Error),
-    /// A tensor that belongs to no matrix of the base.
-    #[error("{}: tensor `{tensor}` belongs to no matrix of the base {}", path.display(), base.display())]
-    Stray {
-        /// The adapter.
-        path: PathBuf,
-        /// Its tensor.
-        tensor: String,
-        /// The base.
-        base: PathBuf,
-    },
-    /// A tensor of another shape or type than its matrix asks for.
-    #[error("{}: tensor `{tensor}`: expected {expected}, found {found}", path.display())]
-    Tensor {
-        /// The adapter.
-        path: PathBuf,
-        /// Its tensor.
-        tensor: String,
-        /// What the base and r ask for.
-        expected: String,
-        /// Type and shape.
-        found: String,
-    },
-    /// A pair without its other half.
-    #[error("{}: `{matrix}` has lora_{found} but no lora_{missing}", path.display())]
-    Half {
-        /// The adapter.
-        path: PathBuf,
-        /// The matrix of the base.
-        matrix: String,
-        /// What is there.
-        found: char,
-        /// What is not.
-        missing: char,
-    },
-}
-
-impl From<MergeError> for AdapterError {
-    fn from(error: MergeError) -> Self {
-        Self::Merge(Box::new(error))
-    }
-}
+use std::path::Path;
 
 /// A and B of a matrix, as values.
 type Pairs = BTreeMap<String, [Option<Vec<f32>>; 2]>;
@@ -77,16 +20,16 @@ type Pairs = BTreeMap<String, [Option<Vec<f32>>; 2]>;
 /// Writes `base` with the adapter in it to `out`.
 ///
 /// # Errors
-/// [`AdapterError`]; `out` is then as it was.
+/// [`MergeError`]; `out` is then as it was.
 pub fn merge_adapter(
     base: &Checkpoint,
     (adapter, settings): (&Checkpoint, &AdapterConfig),
     out: &Path,
     side_files: &[(&str, &[u8])],
     progress: &mut dyn FnMut(usize, usize),
-) -> Result<(), AdapterError> {
+) -> Result<(), MergeError> {
     if base.gguf().is_some() {
-        return Err(MergeError::Gguf { path: base.path().to_owned() }.into());
+        return Err(MergeError::Gguf { path: base.path().to_owned() });
     }
     let tensors = find_tensors(base, &Config::from_checkpoint(base)?)?;
     let mut pairs = read_pairs(base, &tensors, adapter, settings.r)?;
@@ -117,7 +60,7 @@ fn read_pairs(
     tensors: &[Found],
     adapter: &Checkpoint,
     r: usize,
-) -> Result<Pairs, AdapterError> {
+) -> Result<Pairs, MergeError> {
     let path = || adapter.path().to_owned();
     let mut pairs = Pairs::new();
     for info in adapter.tensors() {
@@ -128,7 +71,7 @@ fn read_pairs(
         });
         let Some((matrix, found, is_b)) = matrix else {
             let (tensor, base) = (name.clone(), base.path().to_owned());
-            return Err(AdapterError::Stray { path: path(), tensor, base });
+            return Err(MergeError::Stray { path: path(), tensor, base });
         };
         let shape = if is_b { [found.spec.shape[0], r] } else { [r, found.spec.row_len()] };
         let view = adapter.require(name)?;
@@ -138,7 +81,7 @@ fn read_pairs(
             dequantize_row(Isa::best(), dtype, view.data, &mut values);
         }
         if dtype.is_none() || view.shape != shape || values.iter().any(|value| !value.is_finite()) {
-            return Err(AdapterError::Tensor {
+            return Err(MergeError::Pair {
                 path: path(),
                 tensor: name.clone(),
                 expected: format!("finite values of F32, F16 or BF16 of shape {shape:?}"),
@@ -150,12 +93,7 @@ fn read_pairs(
     for (matrix, pair) in &pairs {
         if let [Some(_), None] | [None, Some(_)] = pair {
             let (found, missing) = if pair[0].is_some() { ('A', 'B') } else { ('B', 'A') };
-            return Err(AdapterError::Half {
-                path: path(),
-                matrix: matrix.clone(),
-                found,
-                missing,
-            });
+            return Err(MergeError::Half { path: path(), matrix: matrix.clone(), found, missing });
         }
     }
     Ok(pairs)

@@ -90,6 +90,40 @@ pub enum MergeError {
         /// The type.
         dtype: DType,
     },
+    /// A tensor of an adapter that belongs to no matrix of its base.
+    #[error("{}: tensor `{tensor}` belongs to no matrix of the base {}", path.display(), base.display())]
+    Stray {
+        /// The adapter.
+        path: PathBuf,
+        /// Its tensor.
+        tensor: String,
+        /// The base.
+        base: PathBuf,
+    },
+    /// A tensor of an adapter of another shape or type than its matrix asks for.
+    #[error("{}: tensor `{tensor}`: expected {expected}, found {found}", path.display())]
+    Pair {
+        /// The adapter.
+        path: PathBuf,
+        /// Its tensor.
+        tensor: String,
+        /// What the base and r ask for.
+        expected: String,
+        /// Type and shape.
+        found: String,
+    },
+    /// Half a pair of an adapter.
+    #[error("{}: `{matrix}` has lora_{found} but no lora_{missing}", path.display())]
+    Half {
+        /// The adapter.
+        path: PathBuf,
+        /// The matrix of the base.
+        matrix: String,
+        /// What is there.
+        found: char,
+        /// What is not.
+        missing: char,
+    },
     /// GGUF holds rounded blocks.
     #[error("{}: is GGUF; merge Hugging Face directories (`hybra convert`)", path.display())]
     Gguf {

@@ -72,8 +72,8 @@ impl AdapterConfig {
         if config.peft_type != "LORA" {
             return Err(format!("peft_type: expected LORA, found {}", config.peft_type));
         }
-        if config.r == 0 || !config.lora_alpha.is_finite() {
-            return Err("r, lora_alpha: expected numbers above 0".to_owned());
+        if config.r == 0 {
+            return Err("r: expected at least 1, found 0".to_owned());
         }
         // What changes the product when it is anything but empty, off or absent.
         let refused = ["use_dora", "fan_in_fan_out", "modules_to_save", "rank_pattern"];

@@ -6,6 +6,8 @@
 //! are not those that were hashed is refused, and the one before it is taken. Deleting begins when
 //! a newer checkpoint is on disk, so there is always a good one once there has been one.
 
+mod vectors;
+
 use crate::atomic;
 use hybra_checkpoint::{Checkpoint, Dtype, SafetensorsOptions, SafetensorsWriter, TensorInfo};
 use hybra_kernels::DType;
@@ -19,6 +21,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use vectors::{read_values, write_values};
 
 const HASHES: &str = "hashes.json";
 const TRAINER: &str = "trainer.json";
@@ -261,6 +264,36 @@ impl CheckpointStore {
         Ok(path)
     }
 
+    /// Writes an adapter as a directory of its own, whole or not at all; by way of this folder, which
+    /// must be on the same file system and is cleaned when a run goes on.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn write_adapter(
+        &self,
+        dir: &Path,
+        layout: &Layout,
+        values: &[f32],
+        files: &[(String, Vec<u8>)],
+    ) -> Result<(), StoreError> {
+        let staging =
+            tempfile::Builder::new().prefix(".adapter.").suffix(".tmp").tempdir_in(&self.dir);
+        let staging = staging.map_err(failed(&self.dir, "create a folder in"))?;
+        let whole = staging.path().join("whole");
+        fs::create_dir(&whole).map_err(failed(&whole, "create"))?;
+        write_values(staging.path(), &whole.join(WEIGHTS_FILE), layout, &[("", values)])?;
+        for (name, bytes) in files {
+            let path = whole.join(name);
+            atomic::write_synced(&path, bytes).map_err(failed(&path, "write"))?;
+        }
+        if dir.exists() {
+            atomic::remove_dir(dir).map_err(failed(dir, "delete"))?;
+        }
+        fs::rename(&whole, dir).map_err(failed(dir, "move in place"))?;
+        let parent = dir.parent().unwrap_or(Path::new("."));
+        atomic::sync_dir(parent).map_err(failed(parent, "sync"))
+    }
+
     /// The newest whole checkpoint; every newer one goes to `refused` with its defect.
     ///
     /// # Errors
@@ -371,75 +404,6 @@ fn write<'p>(
         writer.write(&slot.spec.name, part(&slot.range))?;
     }
     Ok(writer.finish()?)
-}
-
-/// Writes an adapter as a directory of its own, whole or not at all.
-///
-/// # Errors
-/// [`StoreError`].
-pub fn write_adapter(
-    dir: &Path,
-    layout: &Layout,
-    values: &[f32],
-    files: &[(String, Vec<u8>)],
-) -> Result<(), StoreError> {
-    let parent = dir.parent().unwrap_or(Path::new("."));
-    let staging = tempfile::Builder::new().prefix(".adapter.").suffix(".tmp").tempdir_in(parent);
-    let staging = staging.map_err(failed(parent, "create a folder in"))?;
-    let whole = staging.path().join("whole");
-    fs::create_dir(&whole).map_err(failed(&whole, "create"))?;
-    write_values(staging.path(), &whole.join(WEIGHTS_FILE), layout, &[("", values)])?;
-    for (name, bytes) in files {
-        let path = whole.join(name);
-        atomic::write_synced(&path, bytes).map_err(failed(&path, "write"))?;
-    }
-    if dir.exists() {
-        atomic::remove_dir(dir).map_err(failed(dir, "delete"))?;
-    }
-    fs::rename(&whole, dir).map_err(failed(dir, "move in place"))?;
-    atomic::sync_dir(parent).map_err(failed(parent, "sync"))
-}
-
-/// Writes vectors of a layout into one safetensors file, each under a prefix, by way of a directory
-/// in `staging`.
-fn write_values(
-    staging: &Path,
-    to: &Path,
-    layout: &Layout,
-    vectors: &[(&str, &[f32])],
-) -> Result<(), StoreError> {
-    let slots = layout.slots();
-    let name =
-        |prefix: &str, slot: &hybra_model::parameters::Slot| format!("{prefix}{}", slot.spec.name);
-    let all = vectors.iter().flat_map(|(prefix, _)| slots.iter().map(move |slot| (prefix, slot)));
-    let tensors: Vec<_> = all
-        .map(|(prefix, slot)| TensorInfo::new(name(prefix, slot), Dtype::F32, &slot.spec.shape))
-        .collect();
-    let options = SafetensorsOptions { max_shard_bytes: u64::MAX, overwrite: true };
-    let beside = staging.join("values");
-    let mut writer = SafetensorsWriter::create(&beside, &tensors, &[], &options)?;
-    for (prefix, values) in vectors {
-        for slot in slots {
-            writer.write(&name(prefix, slot), bytemuck::cast_slice(&values[slot.range.clone()]))?;
-        }
-    }
-    writer.finish()?;
-    fs::rename(beside.join("model.safetensors"), to).map_err(failed(to, "move in place"))
-}
-
-fn read_values(file: &Checkpoint, prefix: &str, layout: &Layout) -> Result<Vec<f32>, StoreError> {
-    let mut values = Vec::with_capacity(layout.len());
-    for slot in layout.slots() {
-        let tensor = format!("{prefix}{}", slot.spec.name);
-        let view = file.require(&tensor)?;
-        if view.dtype != Dtype::F32 || view.shape != slot.spec.shape {
-            let (path, expected) = (file.path().to_owned(), slot.range.len());
-            let found = format!("{:?} {:?}", view.dtype, view.shape);
-            return Err(StoreError::Moment { path, tensor, expected, found });
-        }
-        values.extend(crate::comm::plain::<f32>(view.data));
-    }
-    Ok(values)
 }
 
 /// BLAKE3 of every file in a directory.

@@ -8,6 +8,7 @@
 //! it to the others. A loss or gradient that is not finite ends the run before the update: weights
 //! and log stay those of the step before, and the step's micro-batches are written down.
 
+mod adapted;
 mod error;
 mod gradient;
 mod nonfinite;
@@ -15,8 +16,7 @@ mod nonfinite;
 pub use error::TrainError;
 
 use crate::checkpoint_store::{
-    CheckpointStore, Lineage, Saved, Snapshot, TrainerState, write_adapter as write_adapter_dir,
-    write_model,
+    CheckpointStore, Lineage, Saved, Snapshot, TrainerState, write_model,
 };
 use crate::comm::Comm;
 use crate::config::RunConfig;
@@ -25,6 +25,7 @@ use crate::lora::Lora;
 use crate::objective::{Batches, Evaluator, LossSums, Objective, Policy};
 use crate::optimizer::{AdamW, shards};
 use crate::run_dir::RunDir;
+use adapted::Adapted;
 use gradient::Gradient;
 use hybra_kernels::Cpu;
 use hybra_kernels::ops::adamw::squares_of_blocks;
@@ -112,14 +113,14 @@ pub struct Trainer<'a> {
 }
 
 /// What changes from step to step.
-struct State {
+struct State<'a> {
     /// Of what is trained.
     layout: Layout,
     shards: Vec<Range<usize>>,
     /// What is trained.
     parameters: Vec<f32>,
-    /// The model's weights, where an adapter is trained.
-    merged: Option<Vec<f32>>,
+    /// The model, where an adapter to it is trained.
+    adapted: Option<Adapted<'a>>,
     optimizer: AdamW,
     gradient: Gradient,
     step: u64,
@@ -130,14 +131,14 @@ struct State {
     last: StepLog,
 }
 
-impl State {
+impl State<'_> {
     /// The model's weights.
     fn weights(&self) -> &[f32] {
-        self.merged.as_ref().unwrap_or(&self.parameters)
+        self.adapted.as_ref().map_or(&self.parameters, Adapted::weights)
     }
 }
 
-impl Trainer<'_> {
+impl<'a> Trainer<'a> {
     /// Runs from the newest whole checkpoint, or from the `initial` weights, to the end.
     ///
     /// # Errors
@@ -181,7 +182,7 @@ impl Trainer<'_> {
     }
 
     /// The state before the first step to do.
-    fn start(&mut self, initial: impl FnOnce() -> Vec<f32>) -> Result<State, TrainError> {
+    fn start(&mut self, initial: impl FnOnce() -> Vec<f32>) -> Result<State<'a>, TrainError> {
         let layout =
             self.lora.map_or_else(|| Layout::new(&self.model.config), |lora| lora.layout().clone());
         let shards = shards(layout.len(), self.comm.size());
@@ -208,18 +209,14 @@ impl Trainer<'_> {
         if let Some(lora) = self.lora {
             self.tell(Event::Note(lora.coverage()));
         }
-        let merged = self.lora.map(|lora| {
-            let mut weights = vec![0.0; lora.model_len()];
-            lora.merge(&parameters, &mut weights);
-            weights
-        });
+        let adapted = self.lora.map(|lora| Adapted::new(lora, &parameters));
         let gradient = Gradient::new(layout.len());
         let last = StepLog::default();
         Ok(State {
             layout,
             shards,
             parameters,
-            merged,
+            adapted,
             optimizer,
             gradient,
             step,
@@ -271,7 +268,7 @@ impl Trainer<'_> {
     }
 
     /// One step, up to the log.
-    fn step(&mut self, state: &mut State) -> Result<(), TrainError> {
+    fn step(&mut self, state: &mut State<'a>) -> Result<(), TrainError> {
         let started = Instant::now();
         let step = state.step + 1;
         let policy = Policy { parameters: state.weights(), comm: self.comm };
@@ -286,8 +283,7 @@ impl Trainer<'_> {
             let bad = nonfinite::first_bad(self.comm, &gradient, state.optimizer.shard())?;
             return Err(nonfinite::stop(&dir, self.comm, &seen, &batches, layout, bad)?);
         }
-        // B is zero before the first step of an adapter, and so is the gradient of A.
-        if step == 1 && self.lora.is_none() && !self.objective.may_rest() {
+        if step == 1 && !self.objective.may_rest() {
             let without = gradient::without(self.comm, &state.layout, &gradient, &state.shards)?;
             self.cover(&without, state.layout.slots().len())?;
         }
@@ -298,8 +294,8 @@ impl Trainer<'_> {
         state.optimizer.step(self.cpu, shard, &gradient, step, lr, scale);
         drop(gradient);
         self.comm.all_gather_shards(&mut state.parameters, &state.shards)?;
-        if let (Some(lora), Some(merged)) = (self.lora, &mut state.merged) {
-            lora.merge(&state.parameters, merged);
+        if let Some(adapted) = &mut state.adapted {
+            adapted.set(&state.parameters);
         }
         let num_tokens = batches.iter().map(|batch| batch.tokens.len() as u64).sum::<u64>();
         state.step = step;
@@ -333,9 +329,13 @@ impl Trainer<'_> {
         if without.len() == all {
             return Err(TrainError::NoGradient);
         }
-        if !without.is_empty() {
-            let names = without.join(", ");
-            let text = format!("{} of {all} tensors got no gradient: {names}", without.len());
+        // B is zero before the first step of an adapter, and so is the gradient of A.
+        let is_expected = |name: &str| self.lora.is_some() && name.ends_with(".lora_A.weight");
+        let missed = without.iter().map(String::as_str).filter(|name| !is_expected(name));
+        let missed: Vec<&str> = missed.collect();
+        if !missed.is_empty() {
+            let names = missed.join(", ");
+            let text = format!("{} of {all} tensors got no gradient: {names}", missed.len());
             self.tell(Event::Warning(text));
         }
         Ok(())
@@ -344,25 +344,21 @@ impl Trainer<'_> {
     /// The gradient of this rank's micro-batches, in `state.gradient`, and the sums of all ranks'.
     fn gradient(
         &mut self,
-        state: &mut State,
+        state: &mut State<'a>,
         batches: &[PackedBatch],
         weight: f64,
     ) -> Result<LossSums, TrainError> {
         let own = crate::comm::share(0..batches.len(), self.comm.rank(), self.comm.size());
         let (objective, cpu) = (&mut *self.objective, self.cpu);
-        let (lora, trained, scale) = (self.lora, &state.parameters, (1.0 / weight) as f32);
-        let parameters = state.merged.as_ref().unwrap_or(trained);
-        let mut whole = vec![0.0; if lora.is_some() { parameters.len() } else { 0 }];
-        let sums = state.gradient.compute(own, &mut |index, gradient| {
+        let State { parameters, adapted, gradient, .. } = state;
+        let scale = (1.0 / weight) as f32;
+        let sums = gradient.compute(own, &mut |index, gradient| {
             let batch = &batches[index];
             let expected = objective.weight(batch);
-            let sums = match lora {
+            let sums = match adapted {
                 None => objective.micro_batch(cpu, parameters, batch, scale, gradient),
-                Some(lora) => {
-                    whole.fill(0.0);
-                    let sums = objective.micro_batch(cpu, parameters, batch, scale, &mut whole);
-                    lora.project(trained, &whole, gradient);
-                    sums
+                Some(adapted) => {
+                    adapted.micro_batch((objective, cpu), parameters, batch, scale, gradient)
                 }
             };
             assert_eq!(sums.weight, expected, "the objective's weight of micro-batch {index}");
@@ -396,7 +392,7 @@ impl Trainer<'_> {
 
     fn write_down(
         &mut self,
-        state: &mut State,
+        state: &mut State<'a>,
         log: StepLog,
         timing: &StepTiming,
     ) -> Result<(), TrainError> {
@@ -420,7 +416,7 @@ impl Trainer<'_> {
     }
 
     /// Writes a checkpoint: all ranks give their moments, rank 0 writes.
-    fn save(&mut self, state: &mut State) -> Result<(), TrainError> {
+    fn save(&mut self, state: &mut State<'a>) -> Result<(), TrainError> {
         let gather = |own: &[f32]| {
             let mut all = vec![0.0; state.layout.len()];
             all[state.optimizer.shard()].copy_from_slice(own);
@@ -462,7 +458,8 @@ impl Trainer<'_> {
         let base = self.config.model.from.as_ref().map(|path| path.display().to_string());
         let config = serde_json::to_vec_pretty(&lora.config(base)).expect("numbers and text");
         let files = [(CONFIG_FILE.to_owned(), config), ("lineage.json".to_owned(), lineage)];
-        Ok(write_adapter_dir(&self.dir.adapter(), &state.layout, &state.parameters, &files)?)
+        let (to, values) = (self.dir.adapter(), &state.parameters);
+        Ok(self.store().write_adapter(&to, &state.layout, values, &files)?)
     }
 
     fn lineage(&self, state: &State) -> Lineage {

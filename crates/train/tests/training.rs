@@ -76,7 +76,8 @@ fn an_adapter_is_trained_in_place_of_the_weights() {
     let changes = ["optimizer.lr=0.05", "model.from=base", "lora.rank=2"];
     let config = config(7, &changes);
     let one = dir.path().join("1");
-    run(&one, &config, 8, 1);
+    let (outcome, warnings) = train(&one, &LocalComm::single(), &config, &mut plain(), 8, 1);
+    assert!(outcome.is_ok() && warnings.is_empty(), "{outcome:?} {warnings:?}");
     let adapter =
         |dir: &Path| std::fs::read(dir.join("adapter/adapter_model.safetensors")).unwrap();
     let loss = |log: &str, at: usize| {

@@ -15,7 +15,7 @@ use serde_json::json;
 use std::path::Path;
 
 /// Whether a path is an adapter's directory, and no model's.
-pub(super) fn is_adapter(path: &Path) -> bool {
+pub(crate) fn is_adapter(path: &Path) -> bool {
     path.join(CONFIG_FILE).is_file() && !path.join("config.json").is_file()
 }
 
@@ -39,12 +39,12 @@ fn read(path: &Path) -> Result<(AdapterConfig, String)> {
     Ok((config, base))
 }
 
-/// The shape of the base.
+/// The shape, which is the base's, without reading a weight.
 pub(super) fn describe(path: &Path) -> Result<Described> {
     let (_, base) = read(path)?;
     let described =
         describe_model(Some(&base)).with_context(|| format!("base of {}", path.display()))?;
-    Ok(Described { name: display_name(path), ..described })
+    Ok(Described { name: display_name(path), source: None, ..described })
 }
 
 /// Merges an adapter into its base.
