@@ -114,8 +114,13 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     }
     let Described { config, name, source } = source::describe(args.model.as_deref())?;
     if args.activations.asked() {
-        // A shape alone may stand for weights: an adapter's with its base, a nested student's.
-        let source = source.map_or_else(|| source::resolve(args.model.as_deref()), Ok)?;
+        let source = match (source, args.model.as_deref()) {
+            (None, model @ Some(path)) if source::is_derived(path) => Some(source::resolve(model)?),
+            (source, _) => source,
+        };
+        let Some(source) = source else {
+            bail!("{name}: has no weights to run; `hybra init` writes a random checkpoint of it")
+        };
         return activations::run(&args.activations, &source, args.json);
     }
     let stored = source.as_ref().map(|source| stored(source, &config)).transpose()?;

@@ -95,6 +95,13 @@ pub(crate) fn describe(model: Option<&str>) -> Result<Described> {
     }
 }
 
+/// Whether a MODEL has weights that [`describe`] leaves alone because they must be made first: an
+/// adapter's with its base, a nested student's.
+pub(crate) fn is_derived(model: &str) -> bool {
+    let path = Path::new(model);
+    is_adapter(path) || !path.exists() && nested::student_of(path).is_some()
+}
+
 fn with_config(source: Source) -> Result<Described> {
     let config = Config::from_checkpoint(&source.checkpoint)?;
     Ok(Described { config, name: source.name.clone(), source: Some(source) })
