@@ -47,6 +47,8 @@ enum Command {
     Format(TaskArgs),
     /// Questions about the model, small talk, and requests beyond it
     About(TaskArgs),
+    /// Two answers to a problem, with scores and a ranking: for a generative reward model
+    Judge(TaskArgs),
     Inspect(inspect::Args),
     Tokenizer(tokenizer::Args),
 }
@@ -97,6 +99,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Command::Recall(args) => (Task::Recall, args),
         Command::Format(args) => (Task::Format, args),
         Command::About(args) => (Task::About, args),
+        Command::Judge(args) => (Task::Judge, args),
         Command::Inspect(args) => return inspect::run(args),
         Command::Tokenizer(args) => return tokenizer::run(args),
     };

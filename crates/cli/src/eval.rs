@@ -35,7 +35,7 @@ Examples:
 pub(crate) struct Args {
     /// Directory, .gguf file or hub id [default: the model inside this binary]
     model: Option<String>,
-    /// chainbox, arithmetic, tools, recall, format, about, or a file of lines as `hybra data` writes
+    /// chainbox, arithmetic, tools, recall, format, about, judge, or a file of lines as `hybra data` writes
     #[arg(long, value_name = "TASK|FILE,..", value_delimiter = ',', default_value = "chainbox")]
     task: Vec<String>,
     /// Thinking budgets: off, tokens or inf

@@ -116,6 +116,13 @@ pub(crate) fn accuracy(task: &str, lines: &[Line]) -> String {
             HEIGHT - BOTTOM + 16.0
         );
     }
+    // Names stand at the left, above lines that begin low and below lines that begin high.
+    let begins = |line: &Line| of_task(line).first().map_or(0.0, Point::share);
+    let is_high = lines.iter().map(begins).fold(0.0, f64::max) > 0.5;
+    let names_y = match is_high {
+        true => HEIGHT - BOTTOM - 15.0 * lines.len() as f64,
+        false => TOP + 14.0,
+    };
     for (number, line) in lines.iter().enumerate() {
         let colour = COLOURS[number % COLOURS.len()];
         let points = of_task(line);
@@ -145,7 +152,7 @@ pub(crate) fn accuracy(task: &str, lines: &[Line]) -> String {
             out,
             "<text x=\"{:.0}\" y=\"{:.0}\" style=\"fill:{colour}\">{}</text>",
             LEFT + 10.0,
-            TOP + 14.0 + 15.0 * number as f64,
+            names_y + 15.0 * number as f64,
             line.name
         );
     }

@@ -11,7 +11,9 @@
 //! done with is skipped; one that was interrupted is started again and goes on by itself; one whose
 //! key changed is made anew.
 
+mod cost;
 mod dry_run;
+mod graph;
 mod page;
 mod recipe;
 
@@ -85,8 +87,8 @@ enum State {
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let recipe = Recipe::read(&args.recipe)?;
     let until = recipe.until(args.until.as_deref())?;
-    let stages = recipe.resolve(&args.output, &args.recipe)?;
-    let stages = &stages[..until];
+    let all = recipe.resolve(&args.output, &args.recipe)?;
+    let stages = &all[..until];
     if args.dry_run {
         dry_run::print(&recipe, stages, args.json)?;
         return Ok(ExitCode::SUCCESS);
@@ -116,6 +118,9 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         match execute(stage, rank)? {
             0 => {}
             code if code == i32::from(INTERRUPTED) => {
+                if rank == 0 {
+                    report(&recipe, &all, &args.output)?;
+                }
                 eprintln!("stopped in {}; the same command goes on", stage.name);
                 return Ok(ExitCode::from(INTERRUPTED));
             }
@@ -131,7 +136,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             let (key, command) = (stage.key.clone(), stage.command.clone());
             write(&stage.done(), &Done { key, command, seconds })?;
             fs::remove_file(stage.begun()).ok();
-            report(&recipe, stages, &args.output)?;
+            report(&recipe, &all, &args.output)?;
             eprintln!(
                 "{place}: done in {}",
                 crate::size::duration(Duration::from_secs_f64(seconds))
@@ -141,7 +146,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         }
     }
     if rank == 0 {
-        println!("{}", report(&recipe, stages, &args.output)?.display());
+        println!("{}", report(&recipe, &all, &args.output)?.display());
     }
     Ok(ExitCode::SUCCESS)
 }

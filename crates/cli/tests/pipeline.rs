@@ -42,6 +42,10 @@ run = ["merge", "{distil}", "{samples}", "--output", "{out}", "--alpha", "0.5"]
 [[stages]]
 name = "eval-merged.json"
 run = ["eval", "{merged}", "--task", "chainbox", "--budgets", "off,inf", "-n", "4", "--json"]
+
+[[stages]]
+name = "bench-merged.json"
+run = ["bench", "{merged}", "--prefill", "8", "--depth", "0", "--batch", "1", "--tokens", "2", "--repeat", "1", "--seconds", "1", "--json"]
 "#;
 
 const COMMON: &str = "steps = 2\n[model]\n[optimizer]\nlr = 1e-4\n[data]\npack_len = 256\n\
@@ -77,6 +81,10 @@ fn a_recipe_runs_once_and_again_only_where_something_changed() {
     hybra(at, &[&run[..], &["--until", "student"]].concat());
     assert_eq!(states(at)[1], ("student".to_owned(), "done".to_owned()));
     assert_eq!(states(at)[2].1, "to_do");
+    let page = fs::read_to_string(at.join("RUN/report.html")).unwrap();
+    for (class, count) in [("done", 2), ("todo", 6), ("begun", 0)] {
+        assert_eq!(page.matches(&format!("<rect class=\"{class}\"")).count(), count, "{class}");
+    }
     hybra(at, &run);
     assert!(states(at).iter().all(|(_, state)| state == "done"), "{:?}", states(at));
     let page = fs::read_to_string(at.join("RUN/report.html")).unwrap();
@@ -84,6 +92,7 @@ fn a_recipe_runs_once_and_again_only_where_something_changed() {
     {
         assert!(page.contains(part), "{part}");
     }
+    the_page_explains_itself(&page);
     let log = fs::read_to_string(at.join("RUN/grpo/log.jsonl")).unwrap();
     let first: serde_json::Value = serde_json::from_str(log.lines().next().unwrap()).unwrap();
     for name in ["reward", "right", "flat_groups", "logprob_gap", "thinking_tokens"] {
@@ -97,7 +106,7 @@ fn a_recipe_runs_once_and_again_only_where_something_changed() {
     // A run file of the middle: the stages behind it are made anew, to the same bytes where they can.
     let changed = fs::read_to_string(at.join("grpo.toml")).unwrap().replace("1e-4", "2e-4");
     fs::write(at.join("grpo.toml"), changed).unwrap();
-    let expected = ["done", "done", "done", "changed", "changed", "changed", "changed"];
+    let expected = ["done", "done", "done", "changed", "changed", "changed", "changed", "changed"];
     assert!(states(at).iter().map(|(_, state)| state).eq(expected), "{:?}", states(at));
     hybra(at, &run);
     assert!(weights("distil/model") == before && weights("merged") != merged);
@@ -108,6 +117,23 @@ fn a_recipe_runs_once_and_again_only_where_something_changed() {
     assert!(at.join("RUN/grpo.json").is_file() && at.join("RUN/grpo/model").is_dir());
     let unknown = hybra_fails(at, &[&run[..], &["--until", "nothing"]].concat());
     assert!(unknown.contains("importance, student"), "{unknown}");
+}
+
+/// The words for newcomers, the graph with all boxes and arrows, the tables of what models cost.
+fn the_page_explains_itself(page: &str) {
+    let intro = ["the student <b>merged</b> (", "teacher <b>default-model</b> (2.0 M parameters"];
+    let tables = ["points lost", "none as small", "Memory and speed", "prefill, tokens/s", "of 8<"];
+    for part in intro.into_iter().chain(tables).chain(["a <b>thinking budget</b>"]) {
+        assert!(page.contains(part), "{part}");
+    }
+    let graph =
+        page.split("<svg class=\"lineage\"").nth(1).and_then(|it| it.split("</svg>").next());
+    let graph = graph.expect("a graph");
+    assert_eq!(graph.matches("<rect class=\"done\"").count(), 8, "{graph}");
+    // importance → student → distil → grpo → samples → merged → eval and bench; distil → merged.
+    assert_eq!(graph.matches("url(#tip)").count(), 8, "{graph}");
+    assert_eq!(graph.matches("class=\"edge\"").count(), 10, "two bends: {graph}");
+    assert!(!page.contains("<script"));
 }
 
 #[test]

@@ -155,6 +155,35 @@ fn a_report_shows_every_curve() {
         assert!(html.to_lowercase().contains(part), "no {part:?}");
     }
     assert!(!html.contains("<script"));
+    events_are_written(at);
     let error = hybra_fails(at, &["report", "nowhere"]);
     assert!(error.contains("nowhere"), "{error}");
+}
+
+/// Of `run`, alone and as one of several below a folder.
+fn events_are_written(at: &Path) {
+    let name = "events.out.tfevents.0000000000.hybra";
+    let said = hybra(at, &["report", "run", "--tensorboard", "tb"]);
+    let expected = Path::new("tb").join(name).display().to_string();
+    assert_eq!(said.trim_end(), expected);
+    let events = fs::read(at.join(&expected)).unwrap();
+    let count = |tag: &str| events.windows(tag.len()).filter(|w| *w == tag.as_bytes()).count();
+    assert_eq!(count("brain.Event:2"), 1);
+    // The key of the value follows a tag: `chainbox off tokens` is another one.
+    let tags = ["train/loss", "train/learning_rate", "eval/chainbox off"];
+    assert_eq!(tags.map(|tag| count(&format!("{tag}\u{15}"))), [9, 9, 2]);
+
+    for (run, log) in [("all/stage/run", "run/log.jsonl"), ("all/begun", "nothing")] {
+        fs::create_dir_all(at.join(run)).unwrap();
+        let text = fs::read(at.join(log)).unwrap_or_default();
+        fs::write(at.join(run).join("log.jsonl"), text).unwrap();
+    }
+    let said = hybra(at, &["report", "all", "--tensorboard", "tb"]);
+    assert_eq!(said.trim_end(), Path::new("tb/stage/run").join(name).display().to_string());
+    assert!(at.join(said.trim_end()).is_file());
+    let error = hybra_fails(at, &["report", "all/begun", "--tensorboard", "tb"]);
+    assert!(error.contains("no step is logged yet"), "{error}");
+    let error = hybra_fails(at, &["report", "tokenizer", "--tensorboard", "tb"]);
+    assert!(error.contains("tokenizer: no log.jsonl"), "{error}");
+    assert!(fs::read(at.join(&expected)).unwrap() == events, "of another run");
 }

@@ -18,6 +18,7 @@ mod example;
 mod format;
 mod generate;
 mod json_lines;
+pub mod judge;
 mod op;
 mod random;
 mod recall;

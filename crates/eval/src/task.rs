@@ -4,7 +4,7 @@ use crate::error::TaskError;
 use crate::example::Example;
 use crate::random::Random;
 use crate::split::{Phrasing, Split, hash};
-use crate::{about, arithmetic, chainbox, format, recall, tools};
+use crate::{about, arithmetic, chainbox, format, judge, recall, tools};
 use hybra_tokenizer::Message;
 use serde_json::Value;
 use std::fmt;
@@ -31,6 +31,8 @@ pub enum Task {
     Format,
     /// Questions about the model, small talk, and what it cannot know. Difficulty: questions.
     About,
+    /// Two answers of which one may be better. Difficulty: the problem's.
+    Judge,
 }
 
 /// What examples are made of.
@@ -53,6 +55,7 @@ pub(crate) struct Draft {
 }
 
 /// What a task makes a draft from.
+#[derive(Clone, Copy)]
 pub(crate) struct Plan {
     pub(crate) difficulty: u32,
     /// Sentences instead of symbols.
@@ -63,8 +66,15 @@ pub(crate) struct Plan {
 
 impl Task {
     /// All of them.
-    pub const ALL: [Self; 6] =
-        [Self::Chainbox, Self::Arithmetic, Self::Tools, Self::Recall, Self::Format, Self::About];
+    pub const ALL: [Self; 7] = [
+        Self::Chainbox,
+        Self::Arithmetic,
+        Self::Tools,
+        Self::Recall,
+        Self::Format,
+        Self::About,
+        Self::Judge,
+    ];
 
     /// The name on the command line and in files.
     #[must_use]
@@ -76,6 +86,7 @@ impl Task {
             Self::Recall => "recall",
             Self::Format => "format",
             Self::About => "about",
+            Self::Judge => "judge",
         }
     }
 
@@ -89,6 +100,7 @@ impl Task {
             Self::Recall => (2..=24, 25..=40),
             Self::Format => (1..=3, 4..=4),
             Self::About => (1..=1, 2..=2),
+            Self::Judge => (1..=3, 4..=4),
         };
         if split == Split::Hard { hard } else { usual }
     }
@@ -141,7 +153,7 @@ impl Task {
         Ok(*all.start()..=most.min(*all.end()))
     }
 
-    fn draft(self, random: &mut Random, plan: &Plan) -> Draft {
+    pub(crate) fn draft(self, random: &mut Random, plan: &Plan) -> Draft {
         match self {
             Self::Chainbox => chainbox::draft(random, plan),
             Self::Arithmetic => arithmetic::draft(random, plan),
@@ -149,6 +161,7 @@ impl Task {
             Self::Recall => recall::draft(random, plan),
             Self::Format => format::draft(random, plan),
             Self::About => about::draft(random, plan),
+            Self::Judge => judge::draft(random, plan),
         }
     }
 }

@@ -5,9 +5,11 @@
 //! | chainbox, arithmetic, recall, format | the expected text; where that is JSON, an equal value |
 //! | tools | every call by name and arguments, and an answer with no number but the expected one |
 //! | about | an answer that holds the key phrase of what was asked |
+//! | judge | the same scores and a ranking on the same side |
 
 use crate::conversation::text;
 use crate::example::Example;
+use crate::judge::Verdict;
 use crate::task::Task;
 use hybra_chat::{ToolCallParser, ToolDelta};
 use hybra_tokenizer::Message;
@@ -75,6 +77,10 @@ impl Example {
     fn answers(&self, answer: &str) -> bool {
         match self.task {
             Some(Task::About) => lower(answer).contains(&lower(&self.answer)),
+            Some(Task::Judge) => {
+                let side = |text: &str| Verdict::parse(text).map(|v| (v.scores, v.ranking > 3));
+                side(answer).is_some() && side(answer) == side(&self.answer)
+            }
             Some(Task::Tools) => {
                 let found = numbers(answer);
                 match self.answer.parse::<f64>() {
@@ -119,7 +125,7 @@ fn lower(text: &str) -> String {
 }
 
 /// The numbers of a text, with their sign.
-fn numbers(text: &str) -> Vec<&str> {
+pub(crate) fn numbers(text: &str) -> Vec<&str> {
     let word = |c: char| c.is_ascii_digit() || c == '-' || c == '.';
     let parts = text.split(|c| !word(c)).map(|part| part.trim_end_matches(['.', '-']));
     parts.filter(|part| part.contains(|c: char| c.is_ascii_digit())).collect()

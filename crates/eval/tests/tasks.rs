@@ -201,7 +201,9 @@ fn traces_are_short_and_text_is_plain() {
         for example in examples {
             for message in &example.messages {
                 let thinking = message.reasoning_content.as_deref().unwrap_or_default();
-                assert!(thinking.len() <= 120, "{task} {split}: {thinking}");
+                // A judge solves the problem and repeats its answer.
+                let most = if task == Task::Judge { 300 } else { 120 };
+                assert!(thinking.len() <= most, "{task} {split}: {thinking}");
                 let plain = |text: &str| text.bytes().all(|b| b == b'\n' || (32..127).contains(&b));
                 assert!(plain(thinking) && plain(text(message)), "{message:?}");
             }

@@ -8,7 +8,7 @@
 //! - [`objective`]: what the loop needs to know of a stage: a loss with its gradient, and data.
 //! - [`comm`]: ranks, in one process or over MPI, and sums in one fixed order.
 //! - [`checkpoint_store`]: what is kept of a run, and checked when it goes on; [`run_dir`] and
-//!   [`log`]: its folder and its lines; [`report`]: its page.
+//!   [`log`]: its folder and its lines; [`report`]: its page; [`tensorboard`]: its event file.
 //!
 //! A run is a function of its configuration and data: weights and log have the same bits for any
 //! number of threads and ranks, and whether or not it was killed and went on.
@@ -35,6 +35,7 @@ pub mod rollout;
 pub mod run_dir;
 pub mod schedule;
 pub mod teacher_cache;
+pub mod tensorboard;
 pub mod trainer;
 
 pub use checkpoint_store::{CheckpointStore, StoreError};

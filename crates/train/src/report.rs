@@ -8,6 +8,7 @@ use crate::run_dir::RunDir;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
 use std::fmt::Write;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 const WIDTH: f64 = 640.0;
@@ -58,7 +59,7 @@ pub struct RunLog {
 }
 
 impl RunLog {
-    /// Reads the logs of a run.
+    /// Reads the logs of a run; the times may be missing, the log may not.
     ///
     /// # Errors
     /// [`ReportError`].
@@ -67,7 +68,11 @@ impl RunLog {
         if steps.is_empty() {
             return Err(ReportError::Empty { path: dir.log() });
         }
-        Ok(Self { steps, timings: read_lines(&dir.timing())? })
+        let timings = match read_lines(&dir.timing()) {
+            Err(ReportError::Io { cause, .. }) if cause.kind() == ErrorKind::NotFound => Vec::new(),
+            read => read?,
+        };
+        Ok(Self { steps, timings })
     }
 
     /// The page, under `title`.
@@ -263,6 +268,8 @@ mod tests {
             assert!(page.contains(part), "{part}");
         }
         assert!(!page.contains("NaN") && !page.contains("http"));
+        std::fs::remove_file(run.timing()).unwrap();
+        assert_eq!(RunLog::read(&run).unwrap().html("").matches("<svg").count(), 5);
         std::fs::write(run.log(), "{\"step\":1}\n").unwrap();
         let message = RunLog::read(&run).unwrap_err().to_string();
         assert!(message.contains("log.jsonl:1: missing field"), "{message}");

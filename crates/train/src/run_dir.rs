@@ -79,6 +79,36 @@ impl RunDir {
         Self { path: path.to_owned() }
     }
 
+    /// All runs with a log at `path` or below it, by name; nothing is looked for inside a run.
+    /// Hidden folders are unfinished work, and links may lead round in a circle: both are left out.
+    ///
+    /// # Errors
+    /// [`RunDirError::Io`].
+    pub fn find(path: &Path) -> Result<Vec<Self>, RunDirError> {
+        let run = Self::new(path);
+        if run.log().is_file() {
+            return Ok(vec![run]);
+        }
+        let mut below = Vec::new();
+        for entry in fs::read_dir(path).map_err(failed(path, "read"))? {
+            let entry = entry.map_err(failed(path, "read"))?;
+            let is_dir = entry.file_type().map_err(failed(path, "read"))?.is_dir();
+            if is_dir && !entry.file_name().as_encoded_bytes().starts_with(b".") {
+                below.push(entry.path());
+            }
+        }
+        below.sort();
+        let mut runs = Vec::new();
+        for path in below {
+            match Self::find(&path) {
+                // A stage that runs may have deleted the folder meanwhile.
+                Err(RunDirError::Io { cause, .. }) if cause.kind() == io::ErrorKind::NotFound => {}
+                found => runs.extend(found?),
+            }
+        }
+        Ok(runs)
+    }
+
     /// Makes the folder ready for `config`.
     ///
     /// # Errors
@@ -217,6 +247,25 @@ fn flatten(key: &str, value: &toml::Value, lines: &mut Vec<String>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn runs_are_found_below_a_folder_and_not_inside_each_other() {
+        let dir = tempfile::tempdir().unwrap();
+        for run in ["b", "a/c", "a/c/inside", ".hidden", "d.log"] {
+            fs::create_dir_all(dir.path().join(run)).unwrap();
+            fs::write(dir.path().join(run).join("log.jsonl"), "").unwrap();
+        }
+        fs::create_dir(dir.path().join("empty")).unwrap();
+        let found = |path: &Path| RunDir::find(path).unwrap();
+        let runs = found(dir.path());
+        let names: Vec<_> =
+            runs.iter().map(|run| run.path().strip_prefix(dir.path()).unwrap()).collect();
+        assert_eq!(names, ["a/c", "b", "d.log"].map(Path::new));
+        assert_eq!(found(runs[0].path()).len(), 1);
+        assert!(found(&dir.path().join("empty")).is_empty());
+        let error = RunDir::find(&dir.path().join("nowhere")).unwrap_err().to_string();
+        assert!(error.contains("nowhere: read: "), "{error}");
+    }
 
     #[test]
     fn a_run_goes_on_only_with_its_own_configuration() {

@@ -60,6 +60,8 @@ pub(super) struct Stage {
 pub(super) struct Resolved {
     pub(super) name: String,
     pub(super) out: PathBuf,
+    /// What other stages mean by its name.
+    pub(super) result: PathBuf,
     /// Words of the command behind `hybra`.
     pub(super) command: Vec<String>,
     pub(super) key: String,
@@ -84,6 +86,12 @@ impl Resolved {
 
     pub(super) fn log(&self) -> PathBuf {
         self.beside("log")
+    }
+
+    /// The page that the stage itself wrote, as a link beside the run's own.
+    pub(super) fn page(&self) -> Option<String> {
+        let there = self.out.join("report.html").is_file();
+        there.then(|| format!("{}/report.html", self.name))
     }
 
     /// Whether the command goes on in a folder that it left.
@@ -184,7 +192,8 @@ impl Recipe {
             };
             results.insert(&stage.name, (result.to_string_lossy().into_owned(), key.clone()));
             let prints = !stage.run.iter().any(|word| word.contains("{out}"));
-            all.push(Resolved { name: stage.name.clone(), out, command, key, needs, prints });
+            let name = stage.name.clone();
+            all.push(Resolved { name, out, result, command, key, needs, prints });
         }
         Ok(all)
     }
