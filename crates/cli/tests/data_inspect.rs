@@ -79,7 +79,7 @@ fn mistakes_are_named() {
         (&["bad.jsonl"], "bad.jsonl: line 2: not valid JSON"),
         (&["chat.jsonl", "--p-off", "2"], "`sources[0].p_off`: expected a share from 0 to 1"),
         (&["--config", "run.toml"], "run.toml: expected a [data] table, found none"),
-        (&["--config", "task.toml"], "format, about, found \"nothing\""),
+        (&["--config", "task.toml"], "format, about, judge, found \"nothing\""),
         (&["--config", "absent.toml"], "absent.toml: "),
     ];
     for (args, want) in cases {
