@@ -139,6 +139,7 @@ const GRPO_EXAMPLES: &str = "\
 Examples:
   hybra train grpo --config grpo.toml --output my-run
   hybra train grpo --config grpo.toml --output my-run --set rollout.group=16
+  hybra train grpo --config grpo.toml --output my-run --set grpo.judge.model=judge
 
 In the run file, beside what `sft` has:
   [data]
@@ -155,7 +156,13 @@ In the run file, beside what `sft` has:
   [grpo.loss]
   kl = 0.0
   [grpo.reward]
-  malformed = 0.5";
+  right = 1.0                 from the task's verifier; 0 where the judge alone decides
+  malformed = 0.5
+  [grpo.judge]                a model that compares answers (see `hybra data judge`); none by default
+  model = \"judge\"
+  weight = 1.0
+  budget = \"inf\"
+  max_tokens = 512";
 
 /// Keep a teacher's answers: the most probable tokens behind every token of a run's packs
 ///

@@ -1,5 +1,5 @@
-//! Group relative policy optimization: the model answers, a verifier judges, better answers become
-//! likelier.
+//! Group relative policy optimization: the model answers, a verifier or a judge says how well, better
+//! answers become likelier.
 //!
 //! A step asks prompts, several answers each, and compares every answer with the others of its group.
 //! Groups whose answers are all as good teach nothing: they are counted, and replaced by further
@@ -11,16 +11,21 @@
 //! Sources: Shao et al. 2024 (GRPO), Ahmadian et al. 2024 (leave-one-out), Yu et al. 2025 (DAPO:
 //! dynamic sampling, soft punishment of overlong answers).
 
+mod judge;
 mod reward;
+mod tally;
 
+pub use judge::{Judge, JudgeConfig};
 pub use reward::RewardConfig;
 
 use crate::objective::{Batches, BoxError, Policy};
 use crate::policy_gradient::ClipConfig;
-use crate::rollout::{Prompts, Roller, Rollout, pack};
+use crate::rollout::{Prompt, Prompts, Roller, Rollout, pack};
 use hybra_model::training::{PackedBatch, Signals};
+use reward::Judged;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tally::Tally;
 
 /// Rounds of prompts in which a step looks for groups that teach something.
 const MOST_ROUNDS: u64 = 4;
@@ -42,6 +47,9 @@ pub struct GrpoConfig {
     pub loss: ClipConfig,
     /// What an answer is worth.
     pub reward: RewardConfig,
+    /// A generative reward model whose scores are added.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub judge: Option<JudgeConfig>,
 }
 
 impl Default for GrpoConfig {
@@ -53,6 +61,7 @@ impl Default for GrpoConfig {
             updates: 1,
             loss: ClipConfig::default(),
             reward: RewardConfig::default(),
+            judge: None,
         }
     }
 }
@@ -74,7 +83,7 @@ impl GrpoConfig {
                 return Some((key, "a number of at least 0, within reason", value.to_string()));
             }
         }
-        self.reward.defect()
+        self.reward.defect().or_else(|| self.judge.as_ref()?.defect())
     }
 }
 
@@ -126,6 +135,7 @@ pub struct GrpoBatches {
     prompts: Prompts,
     roller: Roller,
     config: GrpoConfig,
+    judge: Option<Judge>,
     state: State,
     metrics: Vec<(String, f64)>,
 }
@@ -136,7 +146,17 @@ impl GrpoBatches {
     pub fn new(prompts: Prompts, roller: Roller, config: GrpoConfig) -> Self {
         let fingerprint = prompts.fingerprint().to_owned();
         let state = State { fingerprint, ..State::default() };
-        Self { prompts, roller, config, state, metrics: Vec::new() }
+        Self { prompts, roller, config, judge: None, state, metrics: Vec::new() }
+    }
+
+    /// With the model of `config.judge`.
+    #[must_use]
+    pub fn with_judge(mut self, judge: Judge) -> Self {
+        let mut hash = blake3::Hasher::new();
+        hash.update(self.state.fingerprint.as_bytes()).update(&judge.fingerprint());
+        self.state.fingerprint = hash.finalize().to_hex().to_string();
+        self.judge = Some(judge);
+        self
     }
 
     /// Asks prompts until there are groups that teach something; they wait then.
@@ -150,18 +170,11 @@ impl GrpoBatches {
             let prompts: Vec<_> =
                 (from..from + missing as u64).map(|index| self.prompts.prompt(index)).collect();
             self.state.next_prompt += missing as u64;
-            let asks: Vec<_> = prompts.iter().flat_map(|prompt| prompt.asks.clone()).collect();
-            let mut rollouts = self.roller.roll(policy, &asks)?.into_iter();
-            for prompt in &prompts {
-                let own: Vec<Rollout> = rollouts.by_ref().take(prompt.asks.len()).collect();
-                let most = self.prompts.rollout().max_tokens;
-                let judged: Vec<_> =
-                    own.iter().map(|r| self.config.reward.judge(prompt, r, most)).collect();
+            for (own, judged) in self.answers(policy, &prompts, &mut tally)? {
                 let rewards: Vec<f64> = judged.iter().map(|judged| judged.reward).collect();
                 own.iter().zip(&judged).for_each(|(rollout, judged)| tally.add(rollout, judged));
                 let flat = rewards.iter().all(|reward| (reward - rewards[0]).abs() < EPSILON);
-                tally.flat += f64::from(u8::from(flat));
-                tally.groups += 1.0;
+                tally.group(flat);
                 // The last round takes what it gets: a step needs answers.
                 if flat && self.config.dynamic && round + 1 < MOST_ROUNDS {
                     continue;
@@ -176,7 +189,7 @@ impl GrpoBatches {
                 break;
             }
         }
-        self.metrics = tally.metrics();
+        self.metrics = tally.metrics(self.judge.is_some());
         // Each update sees answers of all groups.
         let updates = self.config.updates as usize;
         let mut waiting: Vec<(usize, Scored)> = Vec::new();
@@ -187,47 +200,33 @@ impl GrpoBatches {
         self.state.waiting = waiting.into_iter().map(|(_, scored)| scored).collect();
         Ok(())
     }
-}
 
-/// What a round's answers were like.
-#[derive(Default)]
-struct Tally {
-    answers: f64,
-    reward: f64,
-    right: f64,
-    well_formed: f64,
-    unfinished: f64,
-    thinking: f64,
-    tokens: f64,
-    groups: f64,
-    flat: f64,
-}
-
-impl Tally {
-    fn add(&mut self, rollout: &Rollout, judged: &reward::Judged) {
-        let one = |holds: bool| f64::from(u8::from(holds));
-        self.answers += 1.0;
-        self.reward += judged.reward;
-        self.right += one(judged.right);
-        self.well_formed += one(rollout.well_formed);
-        self.unfinished += one(!rollout.finished);
-        self.thinking += f64::from(rollout.thinking_tokens);
-        self.tokens += rollout.tokens.len() as f64;
-    }
-
-    fn metrics(&self) -> Vec<(String, f64)> {
-        let n = self.answers.max(1.0);
-        [
-            ("reward", self.reward / n),
-            ("right", self.right / n),
-            ("well_formed", self.well_formed / n),
-            ("unfinished", self.unfinished / n),
-            ("thinking_tokens", self.thinking / n),
-            ("answer_length", self.tokens / n),
-            ("flat_groups", self.flat / self.groups.max(1.0)),
-        ]
-        .map(|(name, value)| (name.to_owned(), value))
-        .to_vec()
+    /// The answers to each prompt, with what they are worth.
+    fn answers(
+        &self,
+        policy: &Policy,
+        prompts: &[Prompt],
+        tally: &mut Tally,
+    ) -> Result<Vec<(Vec<Rollout>, Vec<Judged>)>, BoxError> {
+        let asks: Vec<_> = prompts.iter().flat_map(|prompt| prompt.asks.clone()).collect();
+        let mut rollouts = self.roller.roll(policy, &asks)?.into_iter();
+        let most = self.prompts.rollout().max_tokens;
+        let group = |prompt: &Prompt| {
+            let own: Vec<Rollout> = rollouts.by_ref().take(prompt.asks.len()).collect();
+            let judged = own.iter().map(|r| self.config.reward.judge(prompt, r, most)).collect();
+            (own, judged)
+        };
+        let mut answers: Vec<(Vec<Rollout>, Vec<Judged>)> = prompts.iter().map(group).collect();
+        if let Some(judge) = &self.judge {
+            let groups: Vec<_> =
+                prompts.iter().zip(&answers).map(|(p, (own, _))| (p, &own[..])).collect();
+            let comparison = judge.compare(policy.comm, &groups)?;
+            tally.verdicts(comparison.unread);
+            for ((_, judged), scores) in answers.iter_mut().zip(comparison.rewards) {
+                judged.iter_mut().zip(scores).for_each(|(judged, score)| judged.add(score));
+            }
+        }
+        Ok(answers)
     }
 }
 

@@ -9,9 +9,10 @@ mod packs;
 mod prompts;
 
 pub use packs::pack;
+pub(crate) use prompts::budget;
 pub use prompts::{Prompt, PromptConfig, Prompts, RolloutConfig};
 
-use crate::comm::share;
+use crate::comm::{Comm, share};
 use crate::data::TokenClass;
 use crate::objective::{BoxError, Policy};
 use hybra_chat::{ChatInput, ChatModel, Reply};
@@ -136,14 +137,26 @@ impl Roller {
         &self.chat
     }
 
-    /// Answers in the order of `asks`, the same on all ranks.
+    /// Answers of the policy, in the order of `asks`, the same on all ranks.
     ///
     /// # Errors
     /// A conversation that the template refuses, a failed sequence, a lost rank.
     pub fn roll(&self, policy: &Policy, asks: &[Ask]) -> Result<Vec<Rollout>, BoxError> {
-        let comm = policy.comm;
+        self.answer(&self.model(policy.parameters)?, policy.comm, asks)
+    }
+
+    /// Answers of any model of the roller's shape and text.
+    ///
+    /// # Errors
+    /// As [`Self::roll`].
+    pub fn answer(
+        &self,
+        model: &Arc<NemotronH>,
+        comm: &dyn Comm,
+        asks: &[Ask],
+    ) -> Result<Vec<Rollout>, BoxError> {
         let own = share(0..asks.len(), comm.rank(), comm.size());
-        let found = self.generate(policy.parameters, &asks[own])?;
+        let found = self.generate(model, &asks[own])?;
         let parts = comm.all_gather(&serde_json::to_vec(&found)?)?;
         let mut all = Vec::with_capacity(asks.len());
         for part in parts {
@@ -152,11 +165,11 @@ impl Roller {
         Ok(all)
     }
 
-    fn generate(&self, parameters: &[f32], asks: &[Ask]) -> Result<Vec<Rollout>, BoxError> {
+    fn generate(&self, model: &Arc<NemotronH>, asks: &[Ask]) -> Result<Vec<Rollout>, BoxError> {
         if asks.is_empty() {
             return Ok(Vec::new());
         }
-        let mut engine = self.engine(parameters)?;
+        let mut engine = self.engine(model);
         let (mut waiting, mut events) = (asks.iter().enumerate(), Vec::new());
         let mut running: HashMap<SequenceId, Running> = HashMap::new();
         let mut done: Vec<Option<Rollout>> = asks.iter().map(|_| None).collect();
@@ -189,10 +202,14 @@ impl Roller {
         }
     }
 
-    fn engine(&self, parameters: &[f32]) -> Result<Engine, BoxError> {
+    /// The weights of the moment as a model.
+    fn model(&self, parameters: &[f32]) -> Result<Arc<NemotronH>, BoxError> {
         let checkpoint = memory::checkpoint(&self.config, &self.layout, parameters)?;
         let weights = Weights::load(&checkpoint, &self.config, |_, _| {})?;
-        let model = Arc::new(NemotronH::new(self.config.clone(), weights));
+        Ok(Arc::new(NemotronH::new(self.config.clone(), weights)))
+    }
+
+    fn engine(&self, model: &Arc<NemotronH>) -> Engine {
         let config = EngineConfig {
             max_num_seqs: BATCH,
             max_model_len: self.config.max_position_embeddings,
@@ -200,7 +217,8 @@ impl Roller {
             ..EngineConfig::default()
         };
         let table = Arc::clone(&self.chat.table) as Arc<dyn TokenTable>;
-        Ok(Engine::new(model, Arc::clone(&self.cpu), Arc::clone(&self.chat.vocab), table, config))
+        let (model, cpu) = (Arc::clone(model), Arc::clone(&self.cpu));
+        Engine::new(model, cpu, Arc::clone(&self.chat.vocab), table, config)
     }
 
     fn request(&self, ask: &Ask) -> Result<GenerationRequest, BoxError> {

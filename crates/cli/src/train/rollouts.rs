@@ -1,17 +1,20 @@
 //! Stages that learn from the model's own answers: their data, and pairs and traces mined from them.
 
 use super::objective::chat_model;
-use crate::cpu::CpuArgs;
+use crate::cpu::{Arithmetic, CpuArgs, LoadOptions};
 use crate::progress::Progress;
+use crate::source::{self, load_model, load_tokenizer};
 use anyhow::{Context, Result, bail};
+use hybra_chat::ChatModel;
 use hybra_eval::Example;
-use hybra_kernels::Isa;
-use hybra_train::grpo::GrpoBatches;
+use hybra_kernels::{Cpu, Isa};
+use hybra_train::grpo::{GrpoBatches, Judge, JudgeConfig};
 use hybra_train::on_policy::OnPolicyBatches;
 use hybra_train::rollout::{Prompt, PromptConfig, Prompts, Roller, Rollout};
 use hybra_train::{Batches, LocalComm, ModelFiles, Policy, RunConfig};
 use serde_json::{Value, json};
 use std::path::Path;
+use std::sync::Arc;
 
 /// Prompts of the run, and the engine that answers them.
 fn parts(run: &RunConfig, model: &ModelFiles, cpu: &CpuArgs) -> Result<(Prompts, Roller)> {
@@ -31,7 +34,27 @@ pub(super) fn grpo(run: &RunConfig, model: &ModelFiles, cpu: &CpuArgs) -> Result
         bail!("rollout.group: expected at least 2 answers to compare, found 1");
     }
     let config = run.grpo.clone().unwrap_or_default();
-    Ok(Box::new(GrpoBatches::new(prompts, roller, config)))
+    let judge = config.judge.clone().map(|judge| open_judge(judge, cpu)).transpose();
+    let judge = judge.context("[grpo.judge]: model")?;
+    let batches = GrpoBatches::new(prompts, roller, config);
+    Ok(Box::new(match judge {
+        Some(judge) => batches.with_judge(judge),
+        None => batches,
+    }))
+}
+
+/// The generative reward model of a run, with a text side and an engine of its own.
+fn open_judge(config: JudgeConfig, cpu: &CpuArgs) -> Result<Judge> {
+    let source = source::resolve(Some(&config.model.to_string_lossy()))?;
+    let machine = (Isa::from_env()?, cpu.threads());
+    let options = LoadOptions { arithmetic: Arithmetic::Fast, weight_cache: false };
+    let model = load_model(&source, &Cpu::new(machine.0, machine.1), options)?;
+    let text = load_tokenizer(&source, model.config())?;
+    let chat =
+        ChatModel::new(source.name.clone(), text.tokenizer, text.eos_token_ids, text.defaults)?;
+    let greedy = (0.0, config.max_tokens);
+    let roller = Roller::new(chat, model.config().clone(), machine, greedy);
+    Ok(Judge::new(Arc::new(model), roller, config, source.checkpoint.hash()))
 }
 
 /// The data of `distil` on the student's own samples.

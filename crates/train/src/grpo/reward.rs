@@ -37,7 +37,16 @@ impl Default for RewardConfig {
 /// A verdict.
 pub(super) struct Judged {
     pub(super) reward: f64,
+    /// What of the reward comes from the judge.
+    pub(super) by_judge: f64,
     pub(super) right: bool,
+}
+
+impl Judged {
+    pub(super) fn add(&mut self, by_judge: f64) {
+        self.reward += by_judge;
+        self.by_judge += by_judge;
+    }
 }
 
 impl RewardConfig {
@@ -71,7 +80,7 @@ impl RewardConfig {
             - given(invalid, self.invalid_call)
             - self.overlong * self.excess(length, f64::from(max_tokens), rollout.finished)
             - self.length * length / f64::from(max_tokens);
-        Judged { reward, right }
+        Judged { reward, by_judge: 0.0, right }
     }
 
     /// 0 to 1: how far an answer is into the last `overlong_buffer` tokens; 1 where it did not end.

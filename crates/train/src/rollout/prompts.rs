@@ -73,7 +73,8 @@ impl RolloutConfig {
     }
 }
 
-fn budget(value: &Toml) -> Option<Budget> {
+/// A budget as run files write it.
+pub(crate) fn budget(value: &Toml) -> Option<Budget> {
     let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
     text.parse().ok()
 }
