@@ -7,6 +7,7 @@ use crate::json::{self, Body};
 use crate::sse::{self, Sender};
 use crate::state::{AppState, new_id};
 use crate::validate::{ChatRequest, chat_fields, chat_request};
+use crate::warm;
 use crate::wire::messages::{
     BlockDelta, ContentBlock, InputTokens, MessageEnd, MessageEvent, MessageObject, MessageUsage,
     MessagesFields, MessagesGeneration,
@@ -120,6 +121,7 @@ struct Job {
 impl Job {
     async fn whole(self, mut choices: Choices) -> Result<MessageObject, ApiError> {
         choices.wait().await?;
+        warm::next_turn(&self.state, &self.request, &choices.list);
         let usage = usage(&choices.usage());
         let choice = choices.list.remove(0);
         let end = end(&choice);
@@ -145,6 +147,7 @@ impl Job {
             }
         }
         blocks.close().await?;
+        warm::next_turn(&self.state, &self.request, &choices.list);
         let (delta, usage) = (end(&choices.list[0]), usage(&choices.usage()));
         send(&sender, MessageEvent::MessageDelta { delta, usage }).await?;
         send(&sender, MessageEvent::MessageStop).await

@@ -57,7 +57,7 @@ struct Chat {
 impl Chat {
     async fn whole(self, mut choices: Choices) -> Result<ChatCompletion, ApiError> {
         choices.wait().await?;
-        self.warm(&choices);
+        warm::next_turn(&self.state, &self.request, &choices.list);
         let usage = choices.usage();
         let choices = choices.list.into_iter().enumerate();
         Ok(ChatCompletion {
@@ -136,13 +136,8 @@ impl Chat {
             chunk.usage = Some(choices.usage());
             sender.json(&chunk).await?;
         }
-        self.warm(&choices);
+        warm::next_turn(&self.state, &self.request, &choices.list);
         sender.done().await
-    }
-
-    fn warm(&self, choices: &Choices) {
-        let (input, request) = (self.request.input.clone(), &self.request.requests[0]);
-        warm::next_turn(&self.state, input, request, &choices.list);
     }
 
     /// The tokens since the last piece.

@@ -10,6 +10,7 @@ use crate::json::{self, Body};
 use crate::sse::{self, Sender};
 use crate::state::{AppState, new_id, unix_seconds};
 use crate::validate::{ChatRequest, response_request};
+use crate::warm;
 use crate::wire::chat::ToolChoiceMode;
 use crate::wire::response_object::{
     EventBody, IncompleteDetails, OutputItem, OutputPart, ResponseError, ResponseEvent,
@@ -37,13 +38,19 @@ pub async fn responses(
     let reply = empty(&state, &request, fields);
     let control = request.control.then_some(reply.id.as_str());
     let shown = Shown { hidden: request.hidden, raw: false };
-    let choices = Choices::start(&state, request.requests, 1, shown, control).await?;
+    let mut choices = Choices::start(&state, request.requests.clone(), 1, shown, control).await?;
     if stream {
-        return Ok(sse::response(state.config.keep_alive, move |sender| {
-            Stream { sender, reply, sequence_number: 0, open: None }.run(choices)
+        let keep_alive = state.config.keep_alive;
+        return Ok(sse::response(keep_alive, move |sender| async move {
+            let stream = Stream { sender, reply, sequence_number: 0, open: None };
+            stream.run(&mut choices).await?;
+            warm::next_turn(&state, &request, &choices.list);
+            Ok(())
         }));
     }
-    Ok(Json(whole(reply, choices).await?).into_response())
+    choices.wait().await?;
+    warm::next_turn(&state, &request, &choices.list);
+    Ok(Json(ended(reply, &choices)).into_response())
 }
 
 fn empty(state: &AppState, request: &ChatRequest, fields: ResponsesFields) -> ResponseObject {
@@ -77,11 +84,6 @@ fn empty(state: &AppState, request: &ChatRequest, fields: ResponsesFields) -> Re
         reasoning_budget: None,
         warnings: request.warnings.clone(),
     }
-}
-
-async fn whole(reply: ResponseObject, mut choices: Choices) -> Result<ResponseObject, ApiError> {
-    choices.wait().await?;
-    Ok(ended(reply, &choices))
 }
 
 /// The reply of a choice that has ended.
@@ -154,15 +156,15 @@ struct Stream {
 }
 
 impl Stream {
-    async fn run(mut self, mut choices: Choices) -> Result<(), ApiError> {
+    async fn run(mut self, choices: &mut Choices) -> Result<(), ApiError> {
         self.response("response.created", self.reply.clone()).await?;
         self.response("response.in_progress", self.reply.clone()).await?;
-        if let Err(error) = self.items(&mut choices).await {
+        if let Err(error) = self.items(choices).await {
             let error = Some(ResponseError { code: "server_error", message: error.to_string() });
             let failed = ResponseObject { status: "failed", error, ..self.reply.clone() };
             return self.response("response.failed", failed).await;
         }
-        let reply = ended(self.reply.clone(), &choices);
+        let reply = ended(self.reply.clone(), choices);
         let kind = match reply.status {
             "incomplete" => "response.incomplete",
             _ => "response.completed",

@@ -6,8 +6,9 @@
 
 use crate::choice::{Choice, Kind};
 use crate::state::AppState;
+use crate::validate::ChatRequest;
 use hybra_chat::{ChatInput, ChatModel};
-use hybra_engine::{GenerationRequest, ThinkingParams};
+use hybra_engine::ThinkingParams;
 use hybra_tokenizer::Message;
 use serde_json::json;
 use std::sync::Arc;
@@ -15,20 +16,16 @@ use std::sync::Arc;
 /// Texts of a next message; their first tokens differ.
 const NEXT: [&str; 2] = ["a", "7"];
 
-/// Has the conversation `input`, continued by the one choice of its reply, read in idle time.
-pub fn next_turn(
-    state: &Arc<AppState>,
-    mut input: ChatInput,
-    request: &GenerationRequest,
-    choices: &[Choice],
-) {
+/// Has the conversation of a request, continued by the one choice of its reply, read in idle time.
+pub fn next_turn(state: &Arc<AppState>, request: &ChatRequest, choices: &[Choice]) {
     let [choice] = choices else { return };
     let complete = matches!(choice.finish_reason(), "stop" | "tool_calls");
-    if !state.config.warm || !complete || input.continue_final_message {
+    if !state.config.warm || !complete || request.input.continue_final_message {
         return;
     }
+    let mut input = request.input.clone();
     input.messages.push(message(choice));
-    let (thinking, salt) = (request.thinking.clone(), request.cache_salt);
+    let (thinking, salt) = (request.requests[0].thinking.clone(), request.requests[0].cache_salt);
     let state = Arc::clone(state);
     // Rendering takes its time, and nobody waits for it.
     tokio::task::spawn_blocking(move || {

@@ -1,7 +1,7 @@
 //! From loading to the end.
 
 use crate::server::{CHAT, LONG, ROOM, Reply, Server, chat, wait_for};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::net::TcpListener;
 use std::time::Duration;
 
@@ -79,25 +79,51 @@ fn the_second_signal_ends_at_once() {
     }
 }
 
+/// A first turn of `question` by a route, and what that route counts as cached in the second one.
+fn cached_in_second_turn(server: &Server, route: &str, question: &str) -> u64 {
+    let (messages, limit, answer, cached) = match route {
+        CHAT => (
+            "messages",
+            "max_tokens",
+            "/choices/0/message/content",
+            "/usage/prompt_tokens_details/cached_tokens",
+        ),
+        "/v1/messages" => {
+            ("messages", "max_tokens", "/content/1/text", "/usage/cache_read_input_tokens")
+        }
+        _ => (
+            "input",
+            "max_output_tokens",
+            "/output/1/content/0/text",
+            "/usage/input_tokens_details/cached_tokens",
+        ),
+    };
+    let ask = |turns: Value| -> Value {
+        let body = json!({ messages: turns, limit: 2000 }).to_string();
+        serde_json::from_str(&server.post(route, "", &body).body).unwrap()
+    };
+    let first = json!({ "role": "user", "content": question });
+    let reply = ask(json!([first]));
+    std::thread::sleep(Duration::from_millis(500));
+    server.wait_for_metric("hybra_num_prompts_to_warm", 0);
+    let answer = reply.pointer(answer).unwrap_or_else(|| panic!("{route}: {reply}"));
+    let answer = json!({ "role": "assistant", "content": answer });
+    let reply = ask(json!([first, answer, { "role": "user", "content": "b?" }]));
+    reply.pointer(cached).and_then(Value::as_u64).unwrap_or_else(|| panic!("{route}: {reply}"))
+}
+
 #[test]
 fn replies_are_read_for_the_next_turn_in_idle_time() {
-    // Fewer tokens than a piece of the cache, and together with the reply more.
-    let question = format!("{}c=1;d=2;e=3;f=4;a?", "a=1;b=2;".repeat(60));
-    let turn = |answer: &str| format!(r#"{{"role": "user", "content": "{question}"}}{answer}"#);
+    // Fewer tokens than a piece of the cache, and together with the reply more. Each route has names
+    // of its own, so that no prompt was seen before.
+    let question = |x: &str| format!("{}{x}=1;d=2;e=3;f=4;{x}?", format!("a={x};b=2;").repeat(60));
     let cached = |args: &[&str]| {
         let server = Server::start(args);
-        let first = format!(r#"{{"messages": [{}], "max_tokens": 400}}"#, turn(""));
-        let reply: Value = serde_json::from_str(&server.post(CHAT, "", &first).body).unwrap();
-        std::thread::sleep(Duration::from_millis(500));
-        server.wait_for_metric("hybra_num_prompts_to_warm", 0);
-        let content = &reply["choices"][0]["message"]["content"];
-        let answer = format!(
-            r#", {{"role": "assistant", "content": {content}}}, {{"role": "user", "content": "b?"}}"#
-        );
-        let second = format!(r#"{{"messages": [{}], "max_tokens": 400}}"#, turn(&answer));
-        let reply: Value = serde_json::from_str(&server.post(CHAT, "", &second).body).unwrap();
-        reply["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap()
+        [(CHAT, "x"), ("/v1/messages", "y"), ("/v1/responses", "z")]
+            .map(|(route, name)| cached_in_second_turn(&server, route, &question(name)))
     };
     let (warm, cold) = (cached(&[]), cached(&["--no-warm"]));
-    assert!(warm > cold && cold > 0, "{warm} {cold}");
+    for (warm, cold) in warm.into_iter().zip(cold) {
+        assert!(warm > cold && cold > 0, "{warm} {cold}");
+    }
 }

@@ -97,7 +97,8 @@ impl Judge {
         serde_json::to_vec(&(&self.hash, weight, budget, max_tokens)).expect("settings are JSON")
     }
 
-    /// Rewards for the answers of each group; the same on all ranks.
+    /// Rewards for the answers of each group; the same on all ranks. An error where no verdict at all
+    /// can be read.
     pub(super) fn compare(
         &self,
         comm: &dyn Comm,
@@ -119,6 +120,9 @@ impl Judge {
             circles.iter().map(|circle| circle.iter().map(verdict).collect()).collect();
         let all = verdicts.iter().flatten();
         let unread = all.clone().filter(|verdict| verdict.is_none()).count();
+        if unread == circles.iter().map(Vec::len).sum::<usize>() {
+            return Err(self.speechless(unread, &said));
+        }
         let rewards = verdicts.iter().map(|circle| {
             let scores = scores(circle).into_iter();
             scores.map(|score| self.config.weight * (score - 1.0) / 4.0).collect()
@@ -127,6 +131,20 @@ impl Judge {
             rewards: rewards.collect(),
             unread: unread as f64 / all.count().max(1) as f64,
         })
+    }
+
+    /// Why a run cannot go on with this judge: a reward that is the same for all teaches nothing.
+    fn speechless(&self, count: usize, said: &[Rollout]) -> BoxError {
+        let model = self.config.model.display();
+        let found = said.first().map_or("", |rollout| rollout.answer.trim());
+        let found: String = found.chars().take(80).collect();
+        format!(
+            "grpo.judge: {model}: expected two scores from 1 to 5 and a ranking from 1 to 6, found none \
+             in {count} verdicts; the first says {found:?}. `hybra data judge` makes what a judge \
+             is trained on; a verdict may also need more `grpo.judge.max_tokens` ({})",
+            self.config.max_tokens
+        )
+        .into()
     }
 
     fn ask(&self, text: &str) -> Ask {
