@@ -6,9 +6,9 @@
 //!
 //! Examples come from the other tasks: the right answer against one with another number, another
 //! example's answer, one that is cut off, doubled or empty, or against itself. The thinking is the
-//! problem's own, followed by a line for either answer. Of two answers that are as good, the one that
-//! is not longer ranks first, so that every verdict is decided by what can be read. The structure is
-//! the problem's: what is held out of its task is held out of this one.
+//! problem's own, then the right answer, then either answer with a word about it. Of two answers that
+//! are as good, the one that is not longer ranks first, so that every verdict is decided by what can be
+//! read. The structure is the problem's: what is held out of its task is held out of this one.
 
 use crate::conversation::{assistant, text, user};
 use crate::random::Random;
@@ -82,7 +82,7 @@ fn one_line(text: &str) -> String {
 }
 
 /// Tasks whose answers are judged.
-const BASES: [Task; 4] = [Task::Arithmetic, Task::Recall, Task::Format, Task::About];
+const BASES: [Task; 3] = [Task::Arithmetic, Task::Recall, Task::Format];
 
 pub(crate) fn draft(random: &mut Random, plan: &Plan) -> Draft {
     let base = *random.pick(&BASES);
@@ -99,10 +99,10 @@ pub(crate) fn draft(random: &mut Random, plan: &Plan) -> Draft {
     let verdict = verdict(good, candidates.each_ref().map(|answer| answer.chars().count()));
     let Verdict { scores: [one, two], ranking } = verdict;
     let answer = format!("{one} {two} {ranking}");
-    let word = |good: bool| if good { "good" } else { "bad" };
     let solved = asked.messages[1].reasoning_content.clone().unwrap_or_default();
-    let thinking = format!("{solved}\n{right}\n1 {}\n2 {}", word(good[0]), word(good[1]));
     let [first, second] = &candidates;
+    let thinking =
+        [solved, right, remark(1, first, good[0]), remark(2, second, good[1])].join("\n");
     Draft {
         messages: vec![
             user(question(&asked.messages[..1], first, second)),
@@ -114,11 +114,17 @@ pub(crate) fn draft(random: &mut Random, plan: &Plan) -> Draft {
     }
 }
 
+/// The answer as it stands in the question, and a word about it.
+fn remark(number: usize, answer: &str, good: bool) -> String {
+    let words = [answer, if good { "good" } else { "bad" }];
+    let words: Vec<&str> = words.into_iter().filter(|word| !word.is_empty()).collect();
+    format!("{number}: {}", words.join(" "))
+}
+
 /// The difficulty of the problem: its task's own scale.
 fn level(base: Task, plan: &Plan) -> u32 {
     match base {
-        Task::Recall => plan.difficulty * if plan.hard { 7 } else { 6 },
-        Task::About => 1,
+        Task::Recall => plan.difficulty * if plan.hard { 7 } else { 2 },
         Task::Arithmetic if plan.hard => 5,
         _ => plan.difficulty,
     }

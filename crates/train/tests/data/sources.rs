@@ -2,6 +2,7 @@
 
 use crate::{CHAT, config, open, write};
 use hybra_train::data::{DataError, Record, Source, SourceConfig};
+use parquet::basic::{Compression, ZstdLevel};
 use parquet::data_type::{ByteArray, ByteArrayType};
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
@@ -81,9 +82,9 @@ fn a_message_that_the_template_refuses_is_named() {
 }
 
 /// A file of string columns, and one with `messages` as a list of structs.
-fn parquet(schema: &str, columns: &[(&[&str], &[i16], &[i16])]) -> Vec<u8> {
+fn parquet(schema: &str, codec: Compression, columns: &[(&[&str], &[i16], &[i16])]) -> Vec<u8> {
     let schema = Arc::new(parse_message_type(schema).unwrap());
-    let properties = Arc::new(WriterProperties::builder().build());
+    let properties = Arc::new(WriterProperties::builder().set_compression(codec).build());
     let mut bytes = Vec::new();
     let mut writer = SerializedFileWriter::new(&mut bytes, schema, properties).unwrap();
     let mut group = writer.next_row_group().unwrap();
@@ -99,13 +100,14 @@ fn parquet(schema: &str, columns: &[(&[&str], &[i16], &[i16])]) -> Vec<u8> {
     bytes
 }
 
-fn nested() -> Vec<u8> {
+fn nested(codec: Compression) -> Vec<u8> {
     let schema = "message s { optional binary category (UTF8);
         optional group messages (LIST) { repeated group list { optional group element {
         optional binary role (UTF8); optional binary content (UTF8); } } } }";
     let levels: (&[i16], &[i16]) = (&[4, 4, 4, 4], &[0, 1, 0, 1]);
     parquet(
         schema,
+        codec,
         &[
             (&["math"], &[1, 0], &[0, 0]),
             (&["user", "assistant", "user", "assistant"], levels.0, levels.1),
@@ -117,7 +119,11 @@ fn nested() -> Vec<u8> {
 #[test]
 fn parquet_rows_are_records() {
     let directory = tempfile::tempdir().unwrap();
-    let source = Source::open(&write(directory.path(), "nested.parquet", nested())).unwrap();
+    // The codecs of published files.
+    let open = |codec: Compression| {
+        Source::open(&write(directory.path(), "nested.parquet", nested(codec))).unwrap()
+    };
+    let source = open(Compression::UNCOMPRESSED);
     let jsonl = r#"{"messages":[{"role":"user","content":"1+1?"},{"role":"assistant","reasoning_content":"one more","content":"2"}]}
 {"messages":[{"role":"user","content":"hi"},{"role":"assistant","content":"Hello."}]}"#;
     let same = Source::open(&write(directory.path(), "same.jsonl", jsonl)).unwrap();
@@ -125,13 +131,16 @@ fn parquet_rows_are_records() {
         source.records(u64::MAX, &[]).map(|record| record.unwrap().1).collect()
     };
     assert_eq!(records(&source), records(&same));
+    for codec in [Compression::SNAPPY, Compression::ZSTD(ZstdLevel::default())] {
+        assert_eq!(records(&open(codec)), records(&same), "{codec:?}");
+    }
     assert_eq!(source.place(1).to_string().rsplit(": ").next(), Some("row 2"));
 
     // Lists as strings of JSON.
     let first: serde_json::Value = serde_json::from_str(jsonl.lines().next().unwrap()).unwrap();
     let text = first["messages"].to_string();
     let schema = "message s { optional binary messages (UTF8); }";
-    let bytes = parquet(schema, &[(&[&text, "[{}]"], &[1, 1], &[0, 0])]);
+    let bytes = parquet(schema, Compression::UNCOMPRESSED, &[(&[&text, "[{}]"], &[1, 1], &[0, 0])]);
     let path = write(directory.path(), "strings.parquet", bytes);
     let source = Source::open(&path).unwrap();
     assert_eq!(source.records(1, &[]).next().unwrap().unwrap().1, records(&same)[0]);
@@ -141,7 +150,7 @@ fn parquet_rows_are_records() {
 #[test]
 fn damaged_parquet_is_an_error() {
     let directory = tempfile::tempdir().unwrap();
-    let bytes = nested();
+    let bytes = nested(Compression::SNAPPY);
     for len in (0..bytes.len()).step_by(7) {
         let path = write(directory.path(), "cut.parquet", &bytes[..len]);
         let error = Source::open(&path).map(drop).unwrap_err();
