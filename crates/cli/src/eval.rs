@@ -25,7 +25,8 @@ const COUNT: u32 = 500;
 /// Every assistant's turn of an example is generated; all must be right. `off` has the thinking
 /// section closed in the prompt, 0 opens it and cuts it at once, inf leaves it --max-tokens less the
 /// reserve for the answer. Accuracy has its 95 % Wilson interval. A reply is well formed if it has
-/// exactly one closing tag, or with `off` none.
+/// exactly one closing tag, or with `off` none. In examples with functions, a result is invented
+/// if a reply's answer or call holds a number that stands in no turn before it.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -159,8 +160,9 @@ fn print(report: &Report) {
         if row.task != task {
             task = &row.task;
             println!("\n{task}, {} examples", row.accuracy.total);
+            let invented = row.invented.map_or("", |_| "  invented  95% interval");
             println!(
-                "budget  accuracy  95% interval  thought  answer   cut  formed  saved   tok/s"
+                "budget  accuracy  95% interval  thought  answer   cut  formed  saved   tok/s{invented}"
             );
         }
         println!("{}", line(row));
@@ -171,14 +173,18 @@ fn line(row: &Row) -> String {
     let percent = |share: f64| 100.0 * share;
     let Row { budget, accuracy, .. } = row;
     let saved = row.saved_percent.map_or("-".to_owned(), |saved| format!("{saved:.0}%"));
-    let interval = format!("{:.1}-{:.1}%", percent(accuracy.low), percent(accuracy.high));
+    let range = |low, high| format!("{:.1}-{:.1}%", percent(low), percent(high));
+    let interval = range(accuracy.low, accuracy.high);
+    let invented = row.invented.map_or_else(String::new, |rate| {
+        format!("  {:>7.1}%  {:>12}", percent(rate.share), range(rate.low, rate.high))
+    });
     let unfinished = match percent(row.unfinished) {
         0.0 => String::new(),
         share => format!("  {share:.1}% unfinished"),
     };
     format!(
         "{budget:>6}  {:>7.1}%  {interval:>12}  {:>7.1} {:>7.1} {:>4.0}% {:>6.1}% {saved:>6} {:>7.0}\
-         {unfinished}",
+         {invented}{unfinished}",
         percent(accuracy.share),
         row.thinking_tokens,
         row.answer_tokens,

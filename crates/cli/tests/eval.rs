@@ -93,3 +93,24 @@ fn a_file_is_measured_as_its_task() {
     let table = hybra(dir, &["eval", "--task", "x.jsonl", "--budgets", "off"]);
     assert!(table.contains("accuracy") && table.contains("x.jsonl, 20 examples"), "{table}");
 }
+
+/// Numbers that no function gave are counted where there are functions, and only there.
+#[test]
+fn invented_results_are_counted_where_there_are_functions() {
+    let dir = tempfile::tempdir().unwrap();
+    let args = ["eval", "--task", "tools,chainbox", "-n", "20", "--budgets", "off,inf"];
+    let report = hybra(dir.path(), &[&args[..], &["--json"]].concat());
+    let report: Value = serde_json::from_str(&report).unwrap();
+    let rows = report["results"].as_array().unwrap();
+    for row in &rows[..2] {
+        let (rate, accuracy) = (&row["invented"], &row["accuracy"]);
+        assert_eq!(rate["total"], 20);
+        // What is right is not invented.
+        let sum = rate["count"].as_u64().unwrap() + accuracy["correct"].as_u64().unwrap();
+        assert!(sum <= 20, "{row}");
+        assert!(rate["high"].as_f64() > rate["share"].as_f64(), "{row}");
+    }
+    assert!(rows[2..].iter().all(|row| row["invented"].is_null()), "{report}");
+    let table = hybra(dir.path(), &args);
+    assert_eq!(table.matches("invented").count(), 1, "{table}");
+}

@@ -8,7 +8,7 @@
 use crate::budget::Budget;
 use crate::error::EvalError;
 use crate::example::Example;
-use crate::report::{Accuracy, Row};
+use crate::report::{Accuracy, Rate, Row};
 use crate::verify::Call;
 use hybra_chat::{ChatInput, ChatModel, Reply};
 use hybra_engine::{
@@ -110,11 +110,20 @@ fn row(
         cut: count(|o| o.cut) as f64 / n,
         well_formed: count(|o| o.well_formed) as f64 / n,
         unfinished: count(|o| o.unfinished) as f64 / n,
+        invented: invented(examples, outcomes),
         saved_percent: None,
         seconds,
         tokens_per_second: sum(Outcome::tokens) / seconds.max(1e-9),
         by_difficulty: levels.into_iter().map(level).collect(),
     }
+}
+
+/// Examples with an invented result among those with functions.
+fn invented(examples: &[Example], outcomes: &[Outcome]) -> Option<Rate> {
+    let pairs = examples.iter().zip(outcomes).filter(|(example, _)| !example.tools.is_empty());
+    let found: Vec<bool> = pairs.map(|(_, outcome)| outcome.invented).collect();
+    let count = found.iter().filter(|&&invented| invented).count();
+    (!found.is_empty()).then(|| Rate::new(count, found.len()))
 }
 
 /// What came of an example; tokens are those of all its turns.
@@ -128,6 +137,7 @@ struct Outcome {
     cut: bool,
     well_formed: bool,
     unfinished: bool,
+    invented: bool,
 }
 
 impl Outcome {
@@ -172,6 +182,7 @@ impl<'a> Batch<'a> {
             cut: false,
             well_formed: true,
             unfinished: false,
+            invented: false,
         };
         Self {
             model,
@@ -254,9 +265,11 @@ impl<'a> Batch<'a> {
         let answer = format!("{}{rest}", turn.reply.answer);
         let example = &self.examples[turn.example];
         let turns = example.assistant_turns();
-        let right = example.verify_turn(turns[turn.number], &answer, &calls);
+        let at = turns[turn.number];
+        let right = example.verify_turn(at, &answer, &calls);
         let last = turn.number + 1 == turns.len();
         self.count(&turn, end);
+        self.outcomes[turn.example].invented |= example.invents(at, &answer, &calls);
         self.outcomes[turn.example].correct = right && last;
         if right && !last {
             self.waiting.push_front((turn.example, turn.number + 1));

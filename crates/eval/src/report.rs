@@ -31,6 +31,30 @@ impl Accuracy {
     }
 }
 
+/// A share of examples that something happened in, with its 95 % Wilson interval.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Rate {
+    /// Examples that it happened in.
+    pub count: usize,
+    /// Examples.
+    pub total: usize,
+    /// `count / total`; 0 of nothing.
+    pub share: f64,
+    /// Lower end of the interval.
+    pub low: f64,
+    /// Upper end of the interval.
+    pub high: f64,
+}
+
+impl Rate {
+    /// Of `count` examples among `total`.
+    #[must_use]
+    pub fn new(count: usize, total: usize) -> Self {
+        let Accuracy { share, low, high, .. } = Accuracy::new(count, total);
+        Self { count, total, share, low, high }
+    }
+}
+
 /// The 95 % score interval of a binomial share (Wilson 1927):
 /// `(p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n)`. Of nothing it is 0 to 1.
 #[must_use]
@@ -66,6 +90,10 @@ pub struct Row {
     pub well_formed: f64,
     /// Examples that ran into `max_tokens` or the context limit.
     pub unfinished: f64,
+    /// Of the examples with functions, those with an invented result: a reply at a turn that was
+    /// asked, the first wrong one included, holds a number that stands in no turn before it (see
+    /// [`Example::invents`](crate::Example::invents)). `None` without functions.
+    pub invented: Option<Rate>,
     /// Generated tokens less than at `inf`, in percent of those; `None` where that was not measured.
     pub saved_percent: Option<f64>,
     /// Wall time.

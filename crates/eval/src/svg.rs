@@ -154,6 +154,7 @@ mod tests {
             cut: 0.0,
             well_formed: 1.0,
             unfinished: 0.0,
+            invented: None,
             saved_percent: None,
             seconds: 1.0,
             tokens_per_second: 1.0,
