@@ -12,7 +12,7 @@ use hybra_train::grpo::{GrpoBatches, Judge, JudgeConfig};
 use hybra_train::on_policy::OnPolicyBatches;
 use hybra_train::rollout::{Prompt, PromptConfig, Prompts, Roller, Rollout};
 use hybra_train::{Batches, LocalComm, ModelFiles, Policy, RunConfig};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -126,7 +126,8 @@ pub(super) fn mine(
 
 fn kept(prompt: &Prompt, own: &[Rollout], keep: Keep) -> Option<Value> {
     // An answer behind an inserted tag, or cut off, is not the model's own.
-    let whole = own.iter().filter(|r| r.finished && r.tokens.iter().all(|token| token.sampled));
+    let whole = |r: &&Rollout| r.finished && r.tokens.iter().all(|token| token.sampled);
+    let whole = own.iter().filter(whole).filter(|r| is_message(r));
     let is_right = |r: &&Rollout| prompt.example.verify_turn(prompt.turn, &r.answer, &r.calls());
     let (right, wrong): (Vec<&Rollout>, Vec<&Rollout>) = whole.partition(is_right);
     match keep {
@@ -151,6 +152,12 @@ fn kept(prompt: &Prompt, own: &[Rollout], keep: Keep) -> Option<Value> {
             Some(line)
         }
     }
+}
+
+/// Whether a template can render an answer again: its thinking ends once, its calls are calls.
+fn is_message(rollout: &Rollout) -> bool {
+    let is_object = |text: &str| serde_json::from_str::<Map<String, Value>>(text).is_ok();
+    rollout.well_formed && rollout.calls.iter().all(|(_, arguments)| is_object(arguments))
 }
 
 /// The prompt of a turn.
