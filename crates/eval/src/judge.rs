@@ -6,9 +6,10 @@
 //!
 //! Examples come from the other tasks: the right answer against one with another number, another
 //! example's answer, one that is cut off, doubled or empty, or against itself. The thinking is the
-//! problem's own, then the right answer, then either answer with a word about it. Of two answers that
-//! are as good, the one that is not longer ranks first, so that every verdict is decided by what can be
-//! read. The structure is the problem's: what is held out of its task is held out of this one.
+//! problem's own, then the right answer, then either answer beside the right one and a word about it:
+//! `1: 530=528 bad`. Side by side they are compared by a small model too; apart they are not. Of two
+//! answers that are as good, the one that is not longer ranks first, so that every verdict is decided by
+//! what can be read. The structure is the problem's: what is held out of its task is held out of this one.
 
 use crate::conversation::{assistant, text, user};
 use crate::random::Random;
@@ -101,8 +102,11 @@ pub(crate) fn draft(random: &mut Random, plan: &Plan) -> Draft {
     let answer = format!("{one} {two} {ranking}");
     let solved = asked.messages[1].reasoning_content.clone().unwrap_or_default();
     let [first, second] = &candidates;
-    let thinking =
-        [solved, right, remark(1, first, good[0]), remark(2, second, good[1])].join("\n");
+    let remark = |number: usize, answer: &str, good: bool| {
+        format!("{number}: {answer}={right} {}", if good { "good" } else { "bad" })
+    };
+    let (one, two) = (remark(1, first, good[0]), remark(2, second, good[1]));
+    let thinking = format!("{solved}\n{right}\n{one}\n{two}");
     Draft {
         messages: vec![
             user(question(&asked.messages[..1], first, second)),
@@ -112,13 +116,6 @@ pub(crate) fn draft(random: &mut Random, plan: &Plan) -> Draft {
         answer,
         structure: asked.structure,
     }
-}
-
-/// The answer as it stands in the question, and a word about it.
-fn remark(number: usize, answer: &str, good: bool) -> String {
-    let words = [answer, if good { "good" } else { "bad" }];
-    let words: Vec<&str> = words.into_iter().filter(|word| !word.is_empty()).collect();
-    format!("{number}: {}", words.join(" "))
 }
 
 /// The difficulty of the problem: its task's own scale.
