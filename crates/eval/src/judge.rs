@@ -8,8 +8,9 @@
 //! example's answer, one that is cut off, doubled or empty, or against itself. The thinking is the
 //! problem's own, then the right answer, then either answer beside the right one and a word about it:
 //! `1: 530=528 bad`. Side by side they are compared by a small model too; apart they are not. Of two
-//! answers that are as good, the one that is not longer ranks first, so that every verdict is decided by
-//! what can be read. The structure is the problem's: what is held out of its task is held out of this one.
+//! answers that are as good the ranking is 3: in a circle, where each answer is read once in either place,
+//! that favours nobody. The structure is the problem's: what is held out of its task is held out of this
+//! one.
 
 use crate::conversation::{assistant, text, user};
 use crate::random::Random;
@@ -97,8 +98,7 @@ pub(crate) fn draft(random: &mut Random, plan: &Plan) -> Draft {
         candidates[random.below(2)].clone_from(&right);
     }
     let good = candidates.each_ref().map(|answer| *answer == right);
-    let verdict = verdict(good, candidates.each_ref().map(|answer| answer.chars().count()));
-    let Verdict { scores: [one, two], ranking } = verdict;
+    let Verdict { scores: [one, two], ranking } = verdict(good);
     let answer = format!("{one} {two} {ranking}");
     let solved = asked.messages[1].reasoning_content.clone().unwrap_or_default();
     let [first, second] = &candidates;
@@ -152,13 +152,12 @@ fn another_digit(random: &mut Random, chars: &[char]) -> String {
     chars.into_iter().collect()
 }
 
-fn verdict(good: [bool; 2], length: [usize; 2]) -> Verdict {
+fn verdict(good: [bool; 2]) -> Verdict {
     let scores = good.map(|good| if good { 5 } else { 1 });
     let ranking = match good {
         [true, false] => 1,
         [false, true] => 6,
-        _ if length[0] <= length[1] => 3,
-        _ => 4,
+        _ => 3,
     };
     Verdict { scores, ranking }
 }
@@ -201,9 +200,9 @@ mod tests {
             let [.., one, two, _] = lines[..] else { panic!("{asked}") };
             let (one, two) = (&one[2..], &two[2..]);
             if one == two {
-                assert_eq!(verdict.ranking, 3, "{asked}");
                 assert_eq!(verdict.scores[0], verdict.scores[1], "{asked}");
             }
+            assert_eq!(verdict.ranking == 3, verdict.scores[0] == verdict.scores[1], "{asked}");
             let thinking = example.messages[1].reasoning_content.clone().unwrap();
             let right = thinking.lines().rev().nth(2).unwrap();
             let good = |answer: &str| if answer.trim() == right { 5 } else { 1 };
