@@ -154,10 +154,12 @@ fn kept(prompt: &Prompt, own: &[Rollout], keep: Keep) -> Option<Value> {
     }
 }
 
-/// Whether a template can render an answer again: its thinking ends once, its calls are calls.
+/// Whether a template can render an answer again: it says or calls something, its thinking ends
+/// once, and its calls are calls.
 fn is_message(rollout: &Rollout) -> bool {
     let is_object = |text: &str| serde_json::from_str::<Map<String, Value>>(text).is_ok();
-    rollout.well_formed && rollout.calls.iter().all(|(_, arguments)| is_object(arguments))
+    let says = !rollout.answer.trim().is_empty() || !rollout.calls.is_empty();
+    says && rollout.well_formed && rollout.calls.iter().all(|(_, text)| is_object(text))
 }
 
 /// The prompt of a turn.
