@@ -116,7 +116,7 @@ pub(super) fn mine(
         let mut rollouts = rollouts.into_iter();
         for prompt in &asked {
             let own: Vec<Rollout> = rollouts.by_ref().take(prompt.asks.len()).collect();
-            lines.extend(kept(prompt, &own, keep));
+            lines.extend(kept(roller.chat(), prompt, &own, keep));
         }
         bar.set(lines.len().min(count) as u64);
     }
@@ -124,10 +124,10 @@ pub(super) fn mine(
     Ok(lines)
 }
 
-fn kept(prompt: &Prompt, own: &[Rollout], keep: Keep) -> Option<Value> {
+fn kept(chat: &ChatModel, prompt: &Prompt, own: &[Rollout], keep: Keep) -> Option<Value> {
     // An answer behind an inserted tag, or cut off, is not the model's own.
     let whole = |r: &&Rollout| r.finished && r.tokens.iter().all(|token| token.sampled);
-    let whole = own.iter().filter(whole).filter(|r| is_message(r));
+    let whole = own.iter().filter(whole).filter(|r| is_message(chat, r));
     let is_right = |r: &&Rollout| prompt.example.verify_turn(prompt.turn, &r.answer, &r.calls());
     let (right, wrong): (Vec<&Rollout>, Vec<&Rollout>) = whole.partition(is_right);
     match keep {
@@ -156,10 +156,12 @@ fn kept(prompt: &Prompt, own: &[Rollout], keep: Keep) -> Option<Value> {
 
 /// Whether a template can render an answer again: it says or calls something, its thinking ends
 /// once, and its calls are calls.
-fn is_message(rollout: &Rollout) -> bool {
+fn is_message(chat: &ChatModel, rollout: &Rollout) -> bool {
     let is_object = |text: &str| serde_json::from_str::<Map<String, Value>>(text).is_ok();
     let says = !rollout.answer.trim().is_empty() || !rollout.calls.is_empty();
-    says && rollout.well_formed && rollout.calls.iter().all(|(_, text)| is_object(text))
+    // A call ends thinking; the close tag may still follow, in its text.
+    let has_tag = chat.tags.as_ref().is_some_and(|tags| rollout.answer.contains(&tags.close));
+    says && !has_tag && rollout.well_formed && rollout.calls.iter().all(|(_, text)| is_object(text))
 }
 
 /// The prompt of a turn.
