@@ -40,12 +40,8 @@ pub async fn responses(
     let shown = Shown { hidden: request.hidden, raw: false };
     let mut choices = Choices::start(&state, request.requests.clone(), 1, shown, control).await?;
     if stream {
-        let keep_alive = state.config.keep_alive;
-        return Ok(sse::response(keep_alive, move |sender| async move {
-            let stream = Stream { sender, reply, sequence_number: 0, open: None };
-            stream.run(&mut choices).await?;
-            warm::next_turn(&state, &request, &choices.list);
-            Ok(())
+        return Ok(sse::response(state.config.keep_alive, move |sender| {
+            Stream { sender, state, request, reply, sequence_number: 0, open: None }.run(choices)
         }));
     }
     choices.wait().await?;
@@ -149,6 +145,8 @@ fn part(segment: &Piece) -> OutputPart {
 /// A reply that is sent piece by piece.
 struct Stream {
     sender: Sender,
+    state: Arc<AppState>,
+    request: ChatRequest,
     reply: ResponseObject,
     sequence_number: u64,
     /// The item that grows, and its place.
@@ -156,15 +154,17 @@ struct Stream {
 }
 
 impl Stream {
-    async fn run(mut self, choices: &mut Choices) -> Result<(), ApiError> {
+    async fn run(mut self, mut choices: Choices) -> Result<(), ApiError> {
         self.response("response.created", self.reply.clone()).await?;
         self.response("response.in_progress", self.reply.clone()).await?;
-        if let Err(error) = self.items(choices).await {
+        if let Err(error) = self.items(&mut choices).await {
             let error = Some(ResponseError { code: "server_error", message: error.to_string() });
             let failed = ResponseObject { status: "failed", error, ..self.reply.clone() };
             return self.response("response.failed", failed).await;
         }
-        let reply = ended(self.reply.clone(), choices);
+        // Before the last event, at which clients go away.
+        warm::next_turn(&self.state, &self.request, &choices.list);
+        let reply = ended(self.reply.clone(), &choices);
         let kind = match reply.status {
             "incomplete" => "response.incomplete",
             _ => "response.completed",

@@ -266,7 +266,9 @@ impl Batches for GrpoBatches {
         let state: State = serde_json::from_value(state.clone())?;
         if state.fingerprint != self.state.fingerprint {
             let (expected, found) = (&self.state.fingerprint, &state.fingerprint);
-            return Err(format!("prompts: expected those of {expected}, found {found}").into());
+            return Err(
+                format!("prompts or judge: expected those of {expected}, found {found}").into()
+            );
         }
         self.state = state;
         Ok(())

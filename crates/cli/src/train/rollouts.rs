@@ -116,7 +116,7 @@ pub(super) fn mine(
         let mut rollouts = rollouts.into_iter();
         for prompt in &asked {
             let own: Vec<Rollout> = rollouts.by_ref().take(prompt.asks.len()).collect();
-            lines.extend(kept(roller.chat(), prompt, &own, keep));
+            lines.extend(kept(prompt, &own, keep));
         }
         bar.set(lines.len().min(count) as u64);
     }
@@ -124,10 +124,10 @@ pub(super) fn mine(
     Ok(lines)
 }
 
-fn kept(chat: &ChatModel, prompt: &Prompt, own: &[Rollout], keep: Keep) -> Option<Value> {
+fn kept(prompt: &Prompt, own: &[Rollout], keep: Keep) -> Option<Value> {
     // An answer behind an inserted tag, or cut off, is not the model's own.
     let whole = |r: &&Rollout| r.finished && r.tokens.iter().all(|token| token.sampled);
-    let whole = own.iter().filter(whole).filter(|r| is_message(chat, r));
+    let whole = own.iter().filter(whole).filter(|r| is_message(r));
     let is_right = |r: &&Rollout| prompt.example.verify_turn(prompt.turn, &r.answer, &r.calls());
     let (right, wrong): (Vec<&Rollout>, Vec<&Rollout>) = whole.partition(is_right);
     match keep {
@@ -154,14 +154,14 @@ fn kept(chat: &ChatModel, prompt: &Prompt, own: &[Rollout], keep: Keep) -> Optio
     }
 }
 
-/// Whether a template can render an answer again: it says or calls something, its thinking ends
-/// once, and its calls are calls.
-fn is_message(chat: &ChatModel, rollout: &Rollout) -> bool {
+/// Whether an answer can be read back as a message: it says or calls something, its thinking ends
+/// once and where thinking ends, its calls are calls.
+fn is_message(rollout: &Rollout) -> bool {
+    let Rollout { answer, calls, .. } = rollout;
     let is_object = |text: &str| serde_json::from_str::<Map<String, Value>>(text).is_ok();
-    let says = !rollout.answer.trim().is_empty() || !rollout.calls.is_empty();
-    // A call ends thinking; the close tag may still follow, in its text.
-    let has_tag = chat.tags.as_ref().is_some_and(|tags| rollout.answer.contains(&tags.close));
-    says && !has_tag && rollout.well_formed && rollout.calls.iter().all(|(_, text)| is_object(text))
+    let is_tagged = ["<think>", "</think>"].iter().any(|tag| answer.contains(tag));
+    let says = !answer.trim().is_empty() || !calls.is_empty();
+    says && !is_tagged && rollout.well_formed && calls.iter().all(|(_, text)| is_object(text))
 }
 
 /// The prompt of a turn.
@@ -190,4 +190,35 @@ fn message(rollout: &Rollout) -> Value {
 pub(super) fn write(path: &Path, lines: &[Value]) -> Result<()> {
     let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
     hybra_train::report::write(path, &text).with_context(|| path.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_that_dpo_would_refuse_are_not_mined() {
+        let rollout = |answer: &str, arguments: Option<&str>, well_formed| Rollout {
+            prompt: Vec::new(),
+            tokens: Vec::new(),
+            reasoning: String::new(),
+            answer: answer.to_owned(),
+            calls: arguments.map(|text| ("get".to_owned(), text.to_owned())).into_iter().collect(),
+            thinking_tokens: 0,
+            finished: true,
+            well_formed,
+        };
+        for (answer, arguments, well_formed, fits) in [
+            ("It is 7.", None, true, true),
+            ("", Some("{\"id\": 7}"), true, true),
+            ("", None, true, false),
+            (" \n", None, true, false),
+            ("It is 7.", None, false, false),
+            ("", Some("{\"id\": 7"), true, false),
+            ("", Some("[7]"), true, false),
+            ("<TOOLCALL>[\n</think>\n7", None, true, false),
+        ] {
+            assert_eq!(is_message(&rollout(answer, arguments, well_formed)), fits, "{answer}");
+        }
+    }
 }

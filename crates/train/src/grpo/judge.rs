@@ -114,7 +114,9 @@ impl Judge {
                 asks.len() - 1
             });
         }
-        let said = self.roller.answer(&self.model, comm, &asks)?;
+        let named =
+            |error: BoxError| format!("grpo.judge: {}: {error}", self.config.model.display());
+        let said = self.roller.answer(&self.model, comm, &asks).map_err(named)?;
         let verdict = |text: &String| Verdict::parse(&said[places[text.as_str()]].answer);
         let verdicts: Vec<Vec<_>> =
             circles.iter().map(|circle| circle.iter().map(verdict).collect()).collect();
