@@ -157,6 +157,15 @@ impl Engine {
 
     /// Takes a place away. The state stays, in memory or in a file.
     fn preempt(&mut self, index: usize, swap: bool) {
+        let id = self.running[index].id;
+        if self.layered.is_of(id) {
+            // Part of its layers have read more than the others.
+            let mut events = std::mem::take(&mut self.ended);
+            self.run_layered(true, &mut events);
+            self.ended = events;
+        }
+        // It may have ended.
+        let Some(index) = self.running.iter().position(|s| s.id == id) else { return };
         let mut sequence = self.running.remove(index);
         if swap {
             self.swap_out(&mut sequence);

@@ -13,8 +13,9 @@ pub struct EngineConfig {
     pub max_num_seqs: usize,
     /// Tokens of one step; rounded up to a multiple of the scan chunk.
     pub max_num_batched_tokens: usize,
-    /// Tokens of prompts in a step while some sequence decodes, so that its tokens keep coming;
-    /// rounded up to a multiple of the scan chunk.
+    /// Tokens of prompts in a step while some sequence decodes, so that its tokens keep coming.
+    /// From the scan chunk on rounded up to a multiple of it; below it a chunk goes through the
+    /// layers in several steps, each the work of so many tokens.
     pub max_prefill_while_decoding: usize,
     /// Longest sequence, prompt and output.
     pub max_model_len: usize,

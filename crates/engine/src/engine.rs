@@ -14,6 +14,7 @@ use crate::choices::Groups;
 use crate::config::EngineConfig;
 use crate::constraint::{Arming, ConstraintScope};
 use crate::error::RequestError;
+use crate::layered_prefill::Layered;
 use crate::logits_processor::TokenHistory;
 use crate::prefix::{last_split, prefix_keys};
 use crate::prompt_logprobs;
@@ -68,6 +69,7 @@ pub struct Engine {
     pub(crate) ended: Vec<Event>,
     /// The sequences in the batch, ascending: index and planned tokens.
     pub(crate) fed: Vec<(usize, usize)>,
+    pub(crate) layered: Layered,
     /// Empty between steps: keeps the memory of a step's list of states.
     pub(crate) states: Vec<&'static mut SequenceState>,
     new_drafter: Box<dyn Fn() -> Box<dyn Drafter> + Send>,
@@ -85,7 +87,9 @@ impl Engine {
     ) -> Self {
         let whole_chunks = |tokens: usize| tokens.max(1).next_multiple_of(SCAN_CHUNK);
         config.max_num_batched_tokens = whole_chunks(config.max_num_batched_tokens);
-        config.max_prefill_while_decoding = whole_chunks(config.max_prefill_while_decoding);
+        if config.max_prefill_while_decoding > SCAN_CHUNK {
+            config.max_prefill_while_decoding = whole_chunks(config.max_prefill_while_decoding);
+        }
         config.max_num_seqs = config.max_num_seqs.max(1);
         config.num_speculative_tokens = config.num_speculative_tokens.min(MAX_SPECULATIVE_TOKENS);
         let costs = StateBytes::of(model.config(), config.dtypes());
@@ -109,6 +113,7 @@ impl Engine {
             sampler: Sampler::new(),
             ended: Vec::new(),
             fed: Vec::new(),
+            layered: Layered::default(),
             states: Vec::new(),
             new_drafter: Box::new(|| Box::<PromptLookup>::default()),
             counters: Counters::default(),
@@ -308,10 +313,12 @@ impl Engine {
         (self.groups, self.warm) = (Groups::default(), WarmQueue::default());
         (self.sampler, self.activations) = (Sampler::new(), Activations::new());
         self.snapshots = Snapshots::new(&self.config);
+        self.layered = Layered::default();
     }
 
     fn take(&mut self, id: SequenceId) -> Option<Sequence> {
         if let Some(i) = self.running.iter().position(|s| s.id == id) {
+            self.layered.forget(id);
             return Some(self.running.remove(i));
         }
         let i = self.waiting.iter().position(|s| s.id == id)?;

@@ -20,6 +20,7 @@ mod engine;
 mod error;
 mod handle;
 mod isolation;
+mod layered_prefill;
 mod logits_processor;
 mod next_token;
 mod prefix;

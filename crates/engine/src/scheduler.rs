@@ -2,7 +2,8 @@
 //!
 //! Every sequence with one pending token gets it. Prompts share what is left of the budget: the
 //! better priority first, then round robin in pieces of a scan chunk, those that waited longest
-//! first. While a sequence decodes, prompts get less, so that its tokens keep coming.
+//! first. While a sequence decodes, prompts get less, so that its tokens keep coming; where that is
+//! less than a scan chunk, one piece goes through the layers in several steps.
 //!
 //! Invariants: a piece ends at a multiple of [`SCAN_CHUNK`], at the end of its prompt, or at a stop
 //! (which is such a multiple), so that no plan changes a bit; something is planned whenever
@@ -30,8 +31,19 @@ pub(crate) struct Demand {
 pub(crate) struct StepBudget {
     /// Tokens in all.
     pub(crate) tokens: usize,
-    /// Tokens of prompts while a sequence decodes.
+    /// Tokens of prompts while a sequence decodes; below [`SCAN_CHUNK`]: see [`Plan::layered`].
     pub(crate) prefill_while_decoding: usize,
+    /// A piece is on its way through the layers already.
+    pub(crate) is_layered: bool,
+}
+
+/// What a step reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Plan<'a> {
+    /// Tokens of each sequence.
+    pub(crate) takes: &'a [usize],
+    /// A piece of a prompt that begins its way through the layers: sequence and tokens.
+    pub(crate) layered: Option<(usize, usize)>,
 }
 
 /// Plans steps, in memory that it keeps.
@@ -45,8 +57,8 @@ pub(crate) struct Scheduler {
 }
 
 impl Scheduler {
-    /// Tokens for each of [`Self::demands`].
-    pub(crate) fn plan(&mut self, budget: StepBudget) -> &[usize] {
+    /// What of [`Self::demands`] is read.
+    pub(crate) fn plan(&mut self, budget: StepBudget) -> Plan<'_> {
         let Self { demands, takes, order } = self;
         takes.clear();
         takes.extend(demands.iter().map(|demand| usize::from(demand.pending == 1)));
@@ -55,23 +67,32 @@ impl Scheduler {
         order.sort_unstable_by_key(|&i| (demands[i].priority, demands[i].last_served));
         let singles: usize = takes.iter().sum();
         let mut left = budget.tokens.saturating_sub(singles);
-        if demands.iter().any(|demand| demand.decodes) {
+        let decodes = demands.iter().any(|demand| demand.decodes);
+        if budget.is_layered || decodes && budget.prefill_while_decoding < SCAN_CHUNK {
+            let first = order.first().filter(|_| !budget.is_layered);
+            return Plan { layered: first.map(|&i| (i, piece(&demands[i], 0))), takes };
+        }
+        if decodes {
             left = left.min(budget.prefill_while_decoding);
         }
         left = (left / SCAN_CHUNK * SCAN_CHUNK).max(SCAN_CHUNK);
         for class in order.chunk_by(|&a, &b| demands[a].priority == demands[b].priority) {
             while left > 0 && round(class, demands, takes, &mut left) {}
         }
-        takes
+        Plan { takes, layered: None }
     }
+}
+
+/// The next piece of a prompt of which `taken` tokens are planned.
+fn piece(demand: &Demand, taken: usize) -> usize {
+    SCAN_CHUNK.min(demand.pending.min(demand.until_stop) - taken)
 }
 
 /// One more piece for each of `class`; false if nobody took one.
 fn round(class: &[usize], demands: &[Demand], takes: &mut [usize], left: &mut usize) -> bool {
     let mut any = false;
     for &i in class {
-        let Demand { pending, until_stop, .. } = demands[i];
-        let piece = SCAN_CHUNK.min(pending.min(until_stop) - takes[i]);
+        let piece = piece(&demands[i], takes[i]);
         if piece > 0 && piece <= *left {
             takes[i] += piece;
             *left -= piece;
@@ -85,7 +106,8 @@ fn round(class: &[usize], demands: &[Demand], takes: &mut [usize], left: &mut us
 mod tests {
     use super::*;
 
-    const STEP: StepBudget = StepBudget { tokens: 512, prefill_while_decoding: 64 };
+    const STEP: StepBudget =
+        StepBudget { tokens: 512, prefill_while_decoding: 64, is_layered: false };
 
     fn prompt(pending: usize) -> Demand {
         let (priority, last_served) = (0, (0, 0));
@@ -98,7 +120,9 @@ mod tests {
 
     fn plan(budget: StepBudget, demands: &[Demand]) -> Vec<usize> {
         let mut scheduler = Scheduler { demands: demands.to_vec(), ..Scheduler::default() };
-        scheduler.plan(budget).to_vec()
+        let plan = scheduler.plan(budget);
+        assert_eq!(plan.layered, None);
+        plan.takes.to_vec()
     }
 
     #[test]
@@ -122,6 +146,25 @@ mod tests {
     }
 
     #[test]
+    fn less_than_a_chunk_goes_through_the_layers() {
+        let small = StepBudget { prefill_while_decoding: 16, ..STEP };
+        let late = Demand { last_served: (7, 1), ..prompt(1000) };
+        let stopped = Demand { until_stop: 64, ..prompt(1000) };
+        let demands = [decoding(), late, prompt(30), prompt(1)];
+        let mut scheduler = Scheduler { demands: demands.to_vec(), ..Scheduler::default() };
+        let begun = Plan { takes: &[1, 0, 0, 1], layered: Some((2, 30)) };
+        assert_eq!(scheduler.plan(small), begun);
+        let under_way = StepBudget { is_layered: true, ..small };
+        assert_eq!(scheduler.plan(under_way), Plan { layered: None, ..begun });
+        scheduler.demands = vec![decoding(), stopped];
+        assert_eq!(scheduler.plan(small).layered, Some((1, 64)));
+        // Nobody waits for tokens.
+        assert_eq!(plan(small, &[prompt(1000)]), [512]);
+        scheduler.demands = vec![prompt(1000), prompt(1)];
+        assert_eq!(scheduler.plan(under_way), Plan { takes: &[0, 1], layered: None });
+    }
+
+    #[test]
     fn better_priorities_go_first_and_stops_hold() {
         let urgent = Demand { priority: -1, ..prompt(400) };
         assert_eq!(plan(STEP, &[prompt(1000), urgent]), [64, 400]);
@@ -133,7 +176,7 @@ mod tests {
     fn pieces_end_where_they_may() {
         for a in [2, 63, 64, 65, 130, 1000] {
             for b in [1, 2, 100, 513] {
-                for budget in [STEP, StepBudget { tokens: 64, prefill_while_decoding: 64 }] {
+                for budget in [STEP, StepBudget { tokens: 64, ..STEP }] {
                     let takes = plan(budget, &[prompt(a), prompt(b)]);
                     for (take, pending) in takes.iter().zip([a, b]) {
                         assert!(take % SCAN_CHUNK == 0 || *take == pending, "{a} {b}: {takes:?}");

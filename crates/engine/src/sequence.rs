@@ -16,7 +16,7 @@ use crate::swap::Swapped;
 use crate::thinking_budget::{
     FinishCause, Insertion, ReasoningBudget, Runs, Start, Step, ThinkingBudget,
 };
-use hybra_model::SequenceState;
+use hybra_model::{LogitsFor, SequenceState};
 use std::sync::Arc;
 
 /// Name of a sequence, unique within an engine.
@@ -247,6 +247,15 @@ impl Sequence {
     /// Tokens not yet read by the model.
     pub(crate) fn pending(&self) -> &[u32] {
         &self.tokens[self.state().len()..]
+    }
+
+    /// For which of its next `len` tokens logits are computed.
+    pub(crate) fn logits_of(&self, len: usize) -> LogitsFor {
+        match self.scores() {
+            Some(_) => LogitsFor::All,
+            None if len == self.pending().len() => LogitsFor::Last,
+            None => LogitsFor::None,
+        }
     }
 
     /// The prompt with its keys.

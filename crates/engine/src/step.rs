@@ -8,9 +8,9 @@ use crate::engine::Engine;
 use crate::isolation::isolated;
 use crate::next_token::{next_tokens, score_prompt};
 use crate::sampler::Sampler;
-use crate::scheduler::{Demand, StepBudget};
+use crate::scheduler::{Demand, Plan, StepBudget};
 use crate::sequence::{Event, Sequence};
-use hybra_model::{Activations, LogitsFor, NoObserver, SCAN_CHUNK, SequenceState};
+use hybra_model::{Activations, NoObserver, SCAN_CHUNK, SequenceState};
 
 impl Engine {
     /// Runs the model once and appends what happened to `events`.
@@ -22,6 +22,15 @@ impl Engine {
         }
         self.counters.steps += 1;
         self.schedule();
+        if !self.fed.is_empty() {
+            self.read(events);
+        }
+        let decodes = self.running.iter().any(|s| s.output_len() > 0);
+        self.run_layered(!decodes, events);
+    }
+
+    /// Reads the planned tokens.
+    fn read(&mut self, events: &mut Vec<Event>) {
         self.fill();
         let mut activations = std::mem::take(&mut self.activations);
         match self.forward(&mut activations) {
@@ -48,6 +57,7 @@ impl Engine {
         let mut is_scoring = false;
         let demand = |s: &Sequence| Demand {
             pending: match s.scores() {
+                _ if self.layered.is_of(s.id) => 0,
                 Some(_) if std::mem::replace(&mut is_scoring, true) => 0,
                 _ => s.pending().len(),
             },
@@ -61,40 +71,46 @@ impl Engine {
         };
         self.scheduler.demands.clear();
         self.scheduler.demands.extend(self.running.iter().map(demand));
-        let takes = self.scheduler.plan(StepBudget {
+        let Plan { takes, layered } = self.scheduler.plan(StepBudget {
             tokens: self.config.max_num_batched_tokens,
             prefill_while_decoding: self.config.max_prefill_while_decoding,
+            is_layered: self.layered.is_some(),
         });
         self.fed.extend(takes.iter().copied().enumerate().filter(|(_, len)| *len > 0));
+        if let Some((i, len)) = layered {
+            self.begin_reading(i, len);
+            self.layered.begin(&self.running[i], len);
+        }
     }
 
     /// Puts the planned tokens into the batch, and guesses where room is left for them.
     fn fill(&mut self) {
         let planned: usize = self.fed.iter().map(|(_, len)| len).sum();
         let mut room = self.config.max_num_batched_tokens.saturating_sub(planned);
-        for &(i, len) in &self.fed {
+        for k in 0..self.fed.len() {
+            let (i, len) = self.fed[k];
             let sequence = &mut self.running[i];
             if isolated(|| sequence.propose(room)).is_err() {
                 // Without guesses it has the same tokens.
                 sequence.speculation = None;
-            }
-            if sequence.output_len() == 0 {
-                sequence.last_served = self.counters.steps;
-                self.counters.prefilled_tokens += len as u64;
             }
             let (pending, draft) = (sequence.pending(), sequence.draft());
             room -= draft.len();
             if !draft.is_empty() {
                 self.batch.push_draft(pending[0], draft);
             } else {
-                let all = len == pending.len();
-                let logits = match sequence.scores() {
-                    Some(_) => LogitsFor::All,
-                    None if all => LogitsFor::Last,
-                    None => LogitsFor::None,
-                };
-                self.batch.push(&pending[..len], logits);
+                self.batch.push(&pending[..len], sequence.logits_of(len));
             }
+            self.begin_reading(i, len);
+        }
+    }
+
+    /// Counts what is read of a prompt.
+    fn begin_reading(&mut self, index: usize, len: usize) {
+        let sequence = &mut self.running[index];
+        if sequence.output_len() == 0 {
+            sequence.last_served = self.counters.steps;
+            self.counters.prefilled_tokens += len as u64;
         }
     }
 
@@ -113,7 +129,7 @@ impl Engine {
     }
 
     /// Keeps and shares the states of prompts that are at a stop.
-    fn keep_snapshots(&mut self) {
+    pub(crate) fn keep_snapshots(&mut self) {
         for k in 0..self.fed.len() {
             let sequence = &mut self.running[self.fed[k].0];
             let read = sequence.state().len();
@@ -134,7 +150,7 @@ impl Engine {
     }
 
     /// Lets each sequence decide its next tokens.
-    fn decide(&mut self, mut logits: &[f32], events: &mut Vec<Event>) {
+    pub(crate) fn decide(&mut self, mut logits: &[f32], events: &mut Vec<Event>) {
         let vocab_size = self.model.config().vocab_size;
         let mut over = Vec::new();
         for (&(i, _), segment) in self.fed.iter().zip(self.batch.segments()) {

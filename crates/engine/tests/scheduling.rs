@@ -2,7 +2,7 @@
 
 mod support;
 
-use hybra_engine::{EngineConfig, FinishReason};
+use hybra_engine::{EngineConfig, FinishReason, GenerationRequest};
 use hybra_kernels::ops::attention::KvDtype;
 use hybra_model::StateBytes;
 use support::{Kit, Numbers, Outputs, run};
@@ -64,6 +64,70 @@ fn running_streams_get_a_token_in_every_step_and_short_prompts_do_not_wait() {
     engine.cancel(long);
     outputs.drain(&mut engine);
     assert_eq!(outputs.end(long).reason, FinishReason::Cancelled);
+}
+
+/// A piece goes through the layers while a stream goes on, whatever becomes of either.
+#[test]
+fn a_piece_of_a_prompt_goes_through_the_layers_between_tokens() {
+    let kit = Kit::new();
+    let config = EngineConfig { max_prefill_while_decoding: 16, ..EngineConfig::default() };
+    let layers = kit.model.config().layers.len();
+    let steps = layers.div_ceil((16 * layers).div_ceil(64));
+    assert!(steps > 1, "{layers} layers");
+    let late = kit.request(&Numbers(1).tokens(100), 1, 5);
+    let alone = run(&mut kit.engine(EngineConfig::default()), late.clone());
+    let mut outputs = Outputs::default();
+    let begun = |max_num_seqs, outputs: &mut Outputs| {
+        let mut engine = kit.engine(EngineConfig { max_num_seqs, ..config.clone() });
+        let stream = engine.add(kit.request(&[1; 10], 0, 3000)).unwrap();
+        outputs.step(&mut engine);
+        let late = engine.add(late.clone()).unwrap();
+        outputs.step(&mut engine);
+        (engine, stream, late)
+    };
+
+    let (mut engine, stream, id) = begun(16, &mut outputs);
+    for step in 1..steps {
+        assert!(!outputs.0.contains_key(&id), "step {step} of {steps}");
+        outputs.step(&mut engine);
+        assert_eq!(outputs.0[&stream].tokens.len(), step + 2);
+    }
+    assert_eq!(outputs.0[&id].prefill, [64]);
+    engine.cancel(stream);
+    outputs.step(&mut engine);
+    assert_eq!(outputs.0[&id].prefill, [64, 100], "nobody waits for tokens");
+    outputs.drain(&mut engine);
+    assert_eq!(outputs.0.remove(&id).unwrap().tokens, alone.tokens);
+
+    // The stream ends with the piece under way: it is read to its end.
+    outputs = Outputs::default();
+    let (mut engine, stream, id) = begun(16, &mut outputs);
+    engine.cancel(stream);
+    outputs.step(&mut engine);
+    assert_eq!(outputs.0[&id].prefill, [64]);
+    outputs.drain(&mut engine);
+    assert_eq!(outputs.0.remove(&id).unwrap().tokens, alone.tokens);
+
+    // Its sequence ends: another begins with a piece of its own.
+    outputs = Outputs::default();
+    let (mut engine, _, cancelled) = begun(16, &mut outputs);
+    engine.cancel(cancelled);
+    let next = engine.add(late.clone()).unwrap();
+    (0..steps).for_each(|_| outputs.step(&mut engine));
+    assert_eq!(outputs.end(cancelled).reason, FinishReason::Cancelled);
+    assert_eq!(outputs.0[&next].prefill, [64]);
+
+    // It loses its place: the piece is read to its end first.
+    outputs = Outputs::default();
+    let (mut engine, stream, id) = begun(2, &mut outputs);
+    let urgent = engine.add(GenerationRequest { priority: -1, ..late.clone() }).unwrap();
+    outputs.step(&mut engine);
+    assert_eq!((engine.stats().running, engine.stats().counters.preemptions), (2, 1));
+    assert_eq!(outputs.0[&id].prefill, [64]);
+    (0..100).for_each(|_| outputs.step(&mut engine));
+    assert_eq!(outputs.0.remove(&urgent).unwrap().tokens, alone.tokens);
+    assert_eq!(outputs.0.remove(&id).unwrap().tokens, alone.tokens);
+    assert_eq!(outputs.0[&stream].tokens.len(), 103);
 }
 
 /// Growth that does not fit moves the worst to a file and back, with the same bits.

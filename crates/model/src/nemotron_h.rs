@@ -128,13 +128,7 @@ impl NemotronH {
         }
         self.embed(cpu, batch, act);
         self.run_layers(cpu, batch, states, act, 0..self.config.layers.len(), observer);
-        for (segment, state) in batch.segments().iter().zip(states) {
-            state.advance(segment.len);
-            if segment.draft {
-                state.await_accept(segment.len);
-            }
-        }
-        Ok(self.logits(&self.pass(cpu, batch), act))
+        Ok(self.finish(cpu, batch, states, act))
     }
 
     pub(crate) fn pass<'a>(&self, cpu: &'a Cpu, batch: &'a Batch) -> Pass<'a> {
@@ -168,7 +162,7 @@ impl NemotronH {
     }
 
     /// Final norm and head over the rows that need logits.
-    fn logits<'a>(&self, pass: &Pass, act: &'a mut Activations) -> &'a [f32] {
+    pub(crate) fn logits<'a>(&self, pass: &Pass, act: &'a mut Activations) -> &'a [f32] {
         let (h, vocab) = (self.config.hidden_size, self.config.vocab_size);
         let mut rows = 0;
         for (to, from) in pass.batch.logit_rows().enumerate() {

@@ -1,7 +1,8 @@
-//! A forward pass in pieces: embedding, then any of the layers, in any order.
+//! A forward pass in pieces: embedding, then any of the layers, in any order, then the end.
 //!
 //! Whoever measures what a layer is worth leaves one out and runs those behind it from a residual
-//! stream that is already there. The pieces of a whole pass give the bits of
+//! stream that is already there; a server runs the layers of a prompt between the tokens of others.
+//! The pieces of a whole pass give the bits of
 //! [`NemotronH::forward`], which is made of them.
 
 use crate::activations::{Activations, sized};
@@ -44,6 +45,27 @@ impl NemotronH {
             self.block(&pass, layer, act, states);
             observer.block(layer, &self.seen(layer, act, tokens));
         }
+    }
+
+    /// The end of a pass whose layers have all run: the states' lengths, and the logits as of
+    /// [`NemotronH::forward`].
+    ///
+    /// # Panics
+    /// If the residual stream is not that of the batch.
+    pub fn finish<'a>(
+        &self,
+        cpu: &Cpu,
+        batch: &Batch,
+        states: &mut [&mut SequenceState],
+        act: &'a mut Activations,
+    ) -> &'a [f32] {
+        for (segment, state) in batch.segments().iter().zip(states) {
+            state.advance(segment.len);
+            if segment.draft {
+                state.await_accept(segment.len);
+            }
+        }
+        self.logits(&self.pass(cpu, batch), act)
     }
 
     /// What block `layer` left in its buffers.
