@@ -68,7 +68,13 @@ enum Stage {
     ///
     /// Prompts, budgets and sampling are those of the run file's `data` and `rollout`, as of `grpo`.
     #[command(after_help = PAIRS_EXAMPLES)]
-    Pairs(MineArgs),
+    Pairs {
+        #[command(flatten)]
+        mine: MineArgs,
+        /// Which of the answers that are not right is the rejected one
+        #[arg(long, value_enum, value_name = "KIND", default_value_t)]
+        rejected: rollouts::Rejected,
+    },
     /// Mine traces for `hybra train sft`: of the model's own right answers to a prompt the shortest
     ///
     /// Prompts and sampling are those of the run file's `data` and `rollout`, as of `grpo`. With
@@ -82,7 +88,8 @@ enum Stage {
 const PAIRS_EXAMPLES: &str = "\
 Examples:
   hybra train pairs --config grpo.toml --output pairs.jsonl --count 500
-  hybra train pairs --config grpo.toml --output pairs.jsonl --set model.from=student";
+  hybra train pairs --config grpo.toml --output pairs.jsonl --set model.from=student
+  hybra train pairs --config tools.toml --output pairs.jsonl --rejected invented";
 
 const TRACES_EXAMPLES: &str = "\
 Examples:
@@ -257,7 +264,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Stage::Distil(args) => ranks(&args, "distil"),
         Stage::Dpo(args) => ranks(&args, "dpo"),
         Stage::Grpo(args) => ranks(&args, "grpo"),
-        Stage::Pairs(args) => mine(&args, rollouts::Keep::Pair),
+        Stage::Pairs { mine: args, rejected } => mine(&args, rollouts::Keep::Pair(rejected)),
         Stage::Traces(args) => mine(&args, rollouts::Keep::Best),
         Stage::Cache(args) => cache(&args),
     }

@@ -67,11 +67,21 @@ pub(super) fn on_policy(
     Ok(Box::new(OnPolicyBatches::new(prompts, roller)))
 }
 
+/// The rejected answer of a pair.
+#[derive(Clone, Copy, Default, clap::ValueEnum)]
+pub(crate) enum Rejected {
+    /// The first that is wrong
+    #[default]
+    Wrong,
+    /// The first that holds a number which stands in no turn before it
+    Invented,
+}
+
 /// What is kept of a prompt's answers.
 #[derive(Clone, Copy)]
 pub(super) enum Keep {
-    /// A right and a wrong one, for `dpo`.
-    Pair,
+    /// A right one and one that is not, for `dpo`.
+    Pair(Rejected),
     /// The shortest right one, for `sft`.
     Best,
 }
@@ -80,7 +90,7 @@ impl Keep {
     /// What the lines are, for people.
     pub(super) fn name(self) -> &'static str {
         match self {
-            Self::Pair => "pairs",
+            Self::Pair(_) => "pairs",
             Self::Best => "traces",
         }
     }
@@ -88,7 +98,8 @@ impl Keep {
     /// What a prompt lacked that gave no line.
     pub(super) fn wants(self) -> &'static str {
         match self {
-            Self::Pair => "no group had a right and a wrong answer",
+            Self::Pair(Rejected::Wrong) => "no group had a right and a wrong answer",
+            Self::Pair(Rejected::Invented) => "no group had a right and an invented answer",
             Self::Best => "no answer was right",
         }
     }
@@ -131,10 +142,17 @@ fn kept(prompt: &Prompt, own: &[Rollout], keep: Keep) -> Option<Value> {
     let is_right = |r: &&Rollout| prompt.example.verify_turn(prompt.turn, &r.answer, &r.calls());
     let (right, wrong): (Vec<&Rollout>, Vec<&Rollout>) = whole.partition(is_right);
     match keep {
-        Keep::Pair => {
+        Keep::Pair(kind) => {
+            let mut wrong = wrong.into_iter();
+            let rejected = match kind {
+                Rejected::Wrong => wrong.next(),
+                Rejected::Invented => {
+                    wrong.find(|r| prompt.example.invents(prompt.turn, &r.answer, &r.calls()))
+                }
+            };
             let mut line = line(&prompt.example, prompt.turn);
             line["chosen"] = json!([message(right.first()?)]);
-            line["rejected"] = json!([message(wrong.first()?)]);
+            line["rejected"] = json!([message(rejected?)]);
             Some(line)
         }
         Keep::Best => {
