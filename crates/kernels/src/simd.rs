@@ -65,6 +65,15 @@ pub trait Simd: Copy + Send + Sync + 'static {
     }
     /// Sum of the lanes in a fixed order.
     fn sum(self, a: Self::V) -> f32;
+    /// The sum of each vector's lanes, as of [`Self::sum`].
+    #[inline(always)]
+    fn sums<const N: usize>(self, a: &[Self::V; N]) -> [f32; N] {
+        let mut sums = [0.0; N];
+        for i in 0..N {
+            sums[i] = self.sum(a[i]);
+        }
+        sums
+    }
     /// Largest lane.
     fn max_lane(self, a: Self::V) -> f32;
 
@@ -223,6 +232,32 @@ mod tests {
         fn run<S: Simd>(self, s: S) {
             for (x, y) in self.0.chunks(S::LANES).zip(self.1.chunks_mut(S::LANES)) {
                 s.store_partial(s.exp(s.load_partial(x)), y);
+            }
+        }
+    }
+
+    struct Sums<'a, const N: usize>(&'a [f32]);
+    impl<const N: usize> WithSimd for Sums<'_, N> {
+        type Output = Vec<[f32; 2]>;
+        #[inline(always)]
+        fn run<S: Simd>(self, s: S) -> Vec<[f32; 2]> {
+            let a: [S::V; N] = std::array::from_fn(|i| s.load(&self.0[i * S::LANES..]));
+            let sums = s.sums(&a);
+            (0..N).map(|i| [sums[i], s.sum(a[i])]).collect()
+        }
+    }
+
+    #[test]
+    fn sums_of_several_vectors_are_those_of_each() {
+        let values: Vec<f32> = crate::ops::testing::values(16 * 9, 3);
+        for isa in Isa::available() {
+            let several = [
+                dispatch(isa, Sums::<1>(&values)),
+                dispatch(isa, Sums::<4>(&values)),
+                dispatch(isa, Sums::<9>(&values)),
+            ];
+            for [together, alone] in several.into_iter().flatten() {
+                assert_eq!(together.to_bits(), alone.to_bits(), "{isa}");
             }
         }
     }

@@ -193,7 +193,11 @@ fn tile<S: Simd, const M: usize, const N: usize>(
             }
         }
     }
-    acc.map(|row| row.map(|v| s.sum(v)))
+    let mut sums = [[0.0; N]; M];
+    for i in 0..M {
+        sums[i] = s.sums(&acc[i]);
+    }
+    sums
 }
 
 #[cfg(test)]

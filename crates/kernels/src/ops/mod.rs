@@ -29,5 +29,5 @@ mod ssd_chunk;
 mod ssd_tile;
 pub mod ssm_state;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 mod tile;

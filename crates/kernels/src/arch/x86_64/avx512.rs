@@ -27,6 +27,31 @@ impl<const BF16: bool> Avx512<BF16> {
     }
 }
 
+impl<const BF16: bool> Avx512<BF16> {
+    /// Four sums of lanes at once, each in the order of [`Simd::sum`]: lanes i and i + 8, then + 4,
+    /// + 2 and + 1.
+    #[inline(always)]
+    fn four_sums(self, [a, b, c, d]: &[__m512; 4]) -> [f32; 4] {
+        // SAFETY: the token proves the features; the store has room for four values.
+        unsafe {
+            let halves = |a, b| {
+                let low = _mm512_shuffle_f32x4::<0x44>(a, b);
+                _mm512_add_ps(low, _mm512_shuffle_f32x4::<0xee>(a, b))
+            };
+            let (ab, cd) = (halves(*a, *b), halves(*c, *d));
+            let even = _mm512_shuffle_f32x4::<0x88>(ab, cd);
+            let quarters = _mm512_add_ps(even, _mm512_shuffle_f32x4::<0xdd>(ab, cd));
+            let pairs = _mm512_add_ps(quarters, _mm512_permute_ps::<0b1110>(quarters));
+            let sums = _mm512_add_ps(pairs, _mm512_movehdup_ps(pairs));
+            let firsts = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+            let mut out = [0.0; 4];
+            let sums = _mm512_castps512_ps128(_mm512_permutexvar_ps(firsts, sums));
+            _mm_storeu_ps(out.as_mut_ptr(), sums);
+            out
+        }
+    }
+}
+
 impl Avx512<false> {
     /// Runs `op` in a function compiled with the features.
     pub fn vectorize<O: WithSimd>(self, op: O) -> O::Output {
@@ -187,7 +212,25 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     #[inline(always)]
     fn sum(self, a: __m512) -> f32 {
         // SAFETY: the token proves the features.
-        unsafe { _mm512_reduce_add_ps(a) }
+        unsafe {
+            let o = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a));
+            let q = _mm_add_ps(_mm256_castps256_ps128(o), _mm256_extractf128_ps::<1>(o));
+            let d = _mm_add_ps(q, _mm_movehl_ps(q, q));
+            _mm_cvtss_f32(_mm_add_ss(d, _mm_movehdup_ps(d)))
+        }
+    }
+    #[inline(always)]
+    fn sums<const N: usize>(self, a: &[__m512; N]) -> [f32; N] {
+        let mut sums = [0.0; N];
+        let (fours, rest) = a.as_chunks::<4>();
+        let (out, out_rest) = sums.as_chunks_mut::<4>();
+        for (out, a) in out.iter_mut().zip(fours) {
+            *out = self.four_sums(a);
+        }
+        for (out, a) in out_rest.iter_mut().zip(rest) {
+            *out = self.sum(*a);
+        }
+        sums
     }
     #[inline(always)]
     fn max_lane(self, a: __m512) -> f32 {
