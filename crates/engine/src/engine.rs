@@ -2,7 +2,8 @@
 //!
 //! Every step admits sequences ([`admission`](crate::admission)), takes one token of each that
 //! decodes and pieces of prompts ([`scheduler`](crate::scheduler)), fills what is left with drafts,
-//! runs the model once, and lets each sequence's thinking budget or the sampler decide its next
+//! runs the model once, takes a prompt through some of the layers where others decode
+//! ([`layered_prefill`](crate::layered_prefill)), and lets each sequence's thinking budget or the sampler decide its next
 //! tokens.
 //!
 //! Invariants: prompts are split only at multiples of the model's scan chunk, so a sequence's
@@ -87,9 +88,10 @@ impl Engine {
     ) -> Self {
         let whole_chunks = |tokens: usize| tokens.max(1).next_multiple_of(SCAN_CHUNK);
         config.max_num_batched_tokens = whole_chunks(config.max_num_batched_tokens);
-        if config.max_prefill_while_decoding > SCAN_CHUNK {
-            config.max_prefill_while_decoding = whole_chunks(config.max_prefill_while_decoding);
-        }
+        config.max_prefill_while_decoding = match config.max_prefill_while_decoding {
+            0..SCAN_CHUNK => config.max_prefill_while_decoding.max(1),
+            tokens => whole_chunks(tokens),
+        };
         config.max_num_seqs = config.max_num_seqs.max(1);
         config.num_speculative_tokens = config.num_speculative_tokens.min(MAX_SPECULATIVE_TOKENS);
         let costs = StateBytes::of(model.config(), config.dtypes());

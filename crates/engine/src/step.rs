@@ -1,8 +1,9 @@
 //! One step: the batch, the model, and what its logits become.
 //!
-//! Invariants: before and after every step a state has read the tokens that its sequence says; a
-//! panic in a sequence's own work fails that sequence, one in the model those in the batch; a step
-//! of sequences that decode allocates nothing.
+//! Invariants: before and after every step a state has read the tokens that its sequence says, but
+//! for the layers that a piece of a prompt has passed already ([`crate::layered_prefill`]); a panic
+//! in a sequence's own work fails that sequence, one in the model those in the batch; a step of
+//! sequences that decode allocates nothing.
 
 use crate::engine::Engine;
 use crate::isolation::isolated;

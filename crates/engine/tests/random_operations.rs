@@ -47,7 +47,7 @@ fn settings(kit: &Kit, numbers: &mut Numbers) -> EngineConfig {
     EngineConfig {
         max_num_seqs: 1 + numbers.below(4),
         max_num_batched_tokens: [64, 128, 512][numbers.below(3)],
-        max_prefill_while_decoding: [1, 16, 64, 128][numbers.below(4)],
+        max_prefill_while_decoding: [0, 16, 64, 100][numbers.below(4)],
         num_speculative_tokens,
         cache_memory: [0, 2 * costs.at(512), 1 << 30][numbers.below(3)],
         state_memory: [None, Some(alone), Some(2 * alone)][numbers.below(3)],
