@@ -35,7 +35,10 @@ pub(crate) fn run(args: Args, command: &Command, matches: &ArgMatches) -> Result
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     let runtime = runtime.context("the server's runtime")?;
-    let result = serve(&runtime, args, front);
+    let result = serve(&runtime, args, Arc::clone(&front));
+    if let Some(traces) = &front.traces {
+        traces.shutdown();
+    }
     // A model that is still being loaded holds nobody up.
     runtime.shutdown_background();
     result.map(|()| ExitCode::SUCCESS)

@@ -43,6 +43,8 @@ pub struct ServerConfig {
     pub max_connections: usize,
     /// Time for running requests to end, after a signal.
     pub grace_period: Duration,
+    /// Where spans of requests go, as OTLP over HTTP; none: nowhere.
+    pub otlp_traces_endpoint: Option<String>,
     /// Logs hold the text of prompts.
     pub log_prompts: bool,
     /// Replies are read into the cache while nothing else is to do, for the next turn.
@@ -73,6 +75,7 @@ impl Default for ServerConfig {
             write_timeout: Duration::from_secs(30),
             max_connections: 512,
             grace_period: Duration::from_secs(30),
+            otlp_traces_endpoint: None,
             log_prompts: false,
             warm: true,
         }
@@ -95,6 +98,16 @@ pub enum ConfigError {
     Origin {
         /// As given.
         found: String,
+    },
+    /// Where traces should go.
+    #[error(
+        "otlp-traces-endpoint: expected a URL such as http://localhost:4318/v1/traces, found {found:?}: {reason}"
+    )]
+    TracesEndpoint {
+        /// As given.
+        found: String,
+        /// What is wrong with it.
+        reason: String,
     },
     /// A file of TLS.
     #[error("{path}: {message}")]

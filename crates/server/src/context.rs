@@ -2,6 +2,7 @@
 //!
 //! A handler's task holds it while it runs, so that what starts a generation finds it there.
 
+use crate::traces::RequestSpan;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -21,6 +22,8 @@ pub struct Context {
     pub deadline: Option<Deadline>,
     /// Its tokens.
     pub tokens: Arc<Tokens>,
+    /// Its span, where traces are kept.
+    pub span: Option<RequestSpan>,
 }
 
 /// When a request must have ended.

@@ -11,6 +11,7 @@ use crate::lifecycle::{Lifecycle, Phase};
 use crate::metrics::{self, Metrics};
 use crate::observe::{observe, tell_route};
 use crate::state::AppState;
+use crate::traces::Traces;
 use crate::{routes, ui};
 use axum::body::Body;
 use axum::extract::{Request, State};
@@ -37,6 +38,8 @@ pub struct Front {
     pub lifecycle: Arc<Lifecycle>,
     /// What it counts.
     pub metrics: Arc<Metrics>,
+    /// Where its spans go.
+    pub traces: Option<Traces>,
     keys: Keys,
     origins: Vec<HeaderValue>,
     api: OnceLock<(Arc<AppState>, Router)>,
@@ -46,10 +49,11 @@ impl Front {
     /// A server that loads its model.
     ///
     /// # Errors
-    /// Keys or origins that cannot be.
+    /// Keys, origins or an endpoint that cannot be.
     pub fn new(config: ServerConfig) -> Result<Arc<Self>, ConfigError> {
         Ok(Arc::new(Self {
             keys: Keys::new(&config.api_keys)?,
+            traces: config.otlp_traces_endpoint.as_deref().map(Traces::new).transpose()?,
             origins: config.cors_origins.iter().map(origin).collect::<Result<_, _>>()?,
             config,
             lifecycle: Arc::default(),

@@ -9,6 +9,7 @@ use crate::context::{Context, Deadline, Tokens};
 use crate::error::ApiError;
 use crate::lifecycle::Phase;
 use crate::state::AppState;
+use crate::traces::ChoiceSpan;
 use hybra_engine::{EngineHandle, Event, FinishReason, GenerationRequest, SequenceId, SubmitError};
 use std::sync::Arc;
 use std::time::Instant;
@@ -27,6 +28,8 @@ pub struct Generation {
     newest: Vec<Option<Instant>>,
     /// Which choices are the first of their prompt.
     first: Vec<bool>,
+    /// Those of the choices, where traces are kept.
+    spans: Vec<ChoiceSpan>,
 }
 
 /// Cancels what has not ended.
@@ -61,6 +64,8 @@ impl Generation {
         log_prompt(state, &context, &requests);
         let newest = vec![None; requests.len()];
         let first = first_of_prompt(&requests);
+        let span_of = |i| Some(context.span.as_ref()?.choice(&state.model.name, i));
+        let spans = (0..requests.len()).filter_map(span_of).collect();
         let (sender, events) = mpsc::channel(state.config.stream_buffer * requests.len());
         let (accepted, guard) = oneshot::channel();
         let sink = Box::new(move |event| sender.try_send(event).is_ok());
@@ -79,7 +84,7 @@ impl Generation {
         };
         let guard = taken.map_err(|error| refusal(state, error))?;
         let (state, begun) = (Arc::clone(state), false);
-        Ok(Self { events, guard, state, context, submitted, begun, newest, first })
+        Ok(Self { events, guard, state, context, submitted, begun, newest, first, spans })
     }
 
     /// The next event; `None` after the last choice has ended.
@@ -115,6 +120,9 @@ impl Generation {
         let metrics = &self.state.metrics;
         if !std::mem::replace(&mut self.begun, true) {
             metrics.queue_time.observe(self.submitted.elapsed().as_secs_f64());
+        }
+        if let Some(span) = self.spans.get_mut(choice) {
+            span.observe(event);
         }
         match event {
             Event::Prefill { .. } | Event::PromptLogprobs(_) => {}

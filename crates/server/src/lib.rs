@@ -32,6 +32,7 @@ pub mod sse;
 pub mod state;
 pub mod tls;
 pub mod tokenize;
+pub mod traces;
 pub mod ui;
 pub mod validate;
 pub mod warm;

@@ -184,7 +184,7 @@ impl EngineMetrics {
 }
 
 /// As on the wire.
-fn ended_by_name(ended_by: EndedBy) -> String {
+pub(crate) fn ended_by_name(ended_by: EndedBy) -> String {
     match serde_json::to_value(ended_by) {
         Ok(serde_json::Value::String(name)) => name,
         other => unreachable!("a unit variant is a string, found {other:?}"),

@@ -1,4 +1,4 @@
-//! One line in the log and one count for each request, from its head to the end of its reply.
+//! One line in the log, one count and, where traces are kept, one span for each request, from its head to the end of its reply.
 //!
 //! Text of users is never part of the line: it names the route, not the path.
 
@@ -42,10 +42,13 @@ pub async fn tell_route(request: Request, next: Next) -> Response {
 
 /// Middleware before everything: the request's context, its line and its count.
 pub async fn observe(State(front): State<Arc<Front>>, request: Request, next: Next) -> Response {
-    let context = Context { id: request_id(request.headers()), ..Context::default() };
+    let (id, method) = (request_id(request.headers()), request.method().to_string());
+    let traces = front.traces.as_ref();
+    let span = traces.map(|traces| traces.request(&method, request.headers(), &id));
+    let context = Context { id, span, ..Context::default() };
     let mut account = Account {
         context: context.clone(),
-        method: request.method().to_string(),
+        method,
         route: "unknown".to_owned(),
         status: CLIENT_CLOSED_REQUEST,
         whole: false,
@@ -110,6 +113,9 @@ struct Account {
 impl Drop for Account {
     fn drop(&mut self) {
         self.metrics.request(&self.route, self.status);
+        if let Some(span) = &self.context.span {
+            span.end(&self.method, &self.route, self.status, self.whole);
+        }
         let Tokens { prompt, cached, completion } = &*self.context.tokens;
         tracing::info!(
             id = self.context.id,

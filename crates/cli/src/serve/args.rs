@@ -169,9 +169,9 @@ pub(super) enum LogFormat {
     Json,
 }
 
-/// What is logged, to stderr.
+/// What is told about requests: logged to stderr, and traced.
 #[derive(clap::Args)]
-#[command(next_help_heading = "Log")]
+#[command(next_help_heading = "Log and traces")]
 pub(super) struct LogArgs {
     /// Form of the log
     #[arg(long, value_enum, default_value = "human")]
@@ -182,6 +182,10 @@ pub(super) struct LogArgs {
     /// Log the text of prompts, which by default never is
     #[arg(long)]
     log_prompts: bool,
+    /// Send spans of requests to an OpenTelemetry collector: OTLP over HTTP, the URL as in
+    /// http://localhost:4318/v1/traces [default: nowhere]
+    #[arg(long, value_name = "URL")]
+    otlp_traces_endpoint: Option<String>,
 }
 
 impl Args {
@@ -201,6 +205,7 @@ impl Args {
             write_timeout: seconds(limits.write_timeout),
             max_connections: limits.max_connections as usize,
             grace_period: seconds(limits.grace_period),
+            otlp_traces_endpoint: self.log.otlp_traces_endpoint.clone(),
             log_prompts: self.log.log_prompts,
             warm: !self.engine.no_warm,
             ..ServerConfig::default()

@@ -9,3 +9,4 @@ mod lifecycle;
 mod limits;
 mod server;
 mod settings;
+mod traces;
