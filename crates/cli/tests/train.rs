@@ -1,4 +1,4 @@
-//! `hybra train sft` and `hybra report` as a user runs them: killed runs end in the bytes of one that
+//! `hybra train` and `hybra report` as a user runs them: killed runs end in the bytes of one that
 //! was left alone, and what cannot go on says why.
 
 mod support;
@@ -139,6 +139,42 @@ fn a_run_goes_on_with_its_own_settings_only() {
 }
 
 /// Accuracy in the middle of a run, of whatever a model says that has seen little.
+const QUESTIONS: &str = r#"{"prompt": [{"role": "user", "content": "a=1;a?"}]}
+{"messages": [{"role": "user", "content": "7+5"}, {"role": "assistant", "content": "12"}, {"role": "user", "content": "8+5"}]}
+"#;
+const GRPO: &str = r#"
+steps = 1
+[model]
+[data]
+pack_len = 256
+[[data.sources]]
+path = "questions.jsonl"
+[rollout]
+prompts = 2
+group = 2
+max_tokens = 16
+"#;
+
+#[test]
+fn questions_without_answers_are_asked_where_nothing_must_be_right() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = directory.path();
+    fs::write(at.join("questions.jsonl"), QUESTIONS).unwrap();
+    fs::write(at.join("run.toml"), GRPO).unwrap();
+    let model = concat!("model.from=", env!("CARGO_MANIFEST_DIR"), "/../../assets/default-model");
+    let grpo = ["train", "grpo", "--config", "run.toml", "--output", "run", "--set", model];
+    let said = hybra_fails(at, &grpo);
+    assert!(said.contains("questions.jsonl") && said.contains("grpo.reward.right"), "{said}");
+    hybra(
+        at,
+        &[&grpo[..], &["--set", "grpo.reward.right=0", "--set", "grpo.reward.length=1"]].concat(),
+    );
+    assert_eq!(lines(&at.join("run/log.jsonl")), 1);
+    let pairs = ["train", "pairs", "--config", "run.toml", "--output", "p.jsonl", "--set", model];
+    let said = hybra_fails(at, &pairs);
+    assert!(said.contains("questions.jsonl") && said.contains("told right"), "{said}");
+}
+
 #[test]
 fn a_report_shows_every_curve() {
     let directory = prepared();

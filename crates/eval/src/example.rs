@@ -10,7 +10,8 @@ use hybra_tokenizer::Message;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-/// A conversation with its right answer. The last message is the assistant's.
+/// A conversation with its right answer, the last message, or a question alone, of which nothing
+/// is known to be right (see [`Example::is_question`]).
 #[derive(Clone, Debug, PartialEq)]
 pub struct Example {
     /// The task; `None` for a conversation of a file that names none: its answer is the last
@@ -32,6 +33,8 @@ pub struct Example {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Line {
+    /// `prompt` in files of prompts, as TRL's.
+    #[serde(alias = "prompt")]
     messages: Vec<Message>,
     #[serde(default)]
     tools: Vec<Value>,
@@ -66,17 +69,41 @@ impl Example {
     /// What is wrong with it: no JSON, an unknown field or task, a conversation that does not end
     /// with the assistant.
     pub fn from_json(line: &str) -> Result<Self, String> {
+        let example = Self::from_json_or_question(line)?;
+        match example.is_question() {
+            true => Err(wrong_end("an assistant's message", &example.messages)),
+            false => Ok(example),
+        }
+    }
+
+    /// Reads a line that may end before the answer.
+    ///
+    /// # Errors
+    /// As [`Example::from_json`], and a conversation that ends with neither assistant, user nor tool.
+    pub fn from_json_or_question(line: &str) -> Result<Self, String> {
         let line: Line = serde_json::from_str(line).map_err(|error| error.to_string())?;
         let task = line.task.map(|name| name.parse::<Task>().map_err(|error| error.to_string()));
-        let last = line.messages.last().filter(|message| message.role == "assistant");
-        let last = last.ok_or_else(|| {
-            let found = line.messages.last().map_or("none", |message| message.role.as_str());
-            format!("messages: expected an assistant's message at the end, found {found}")
-        })?;
-        let answer = line.answer.unwrap_or_else(|| text(last).to_owned());
+        let known = ["assistant", "user", "tool"];
+        let last = line.messages.last().filter(|message| known.contains(&message.role.as_str()));
+        let last =
+            last.ok_or_else(|| wrong_end("an assistant's or user's message", &line.messages))?;
+        let given = if last.role == "assistant" { text(last) } else { "" };
+        let answer = line.answer.unwrap_or_else(|| given.to_owned());
         let (messages, tools, difficulty) = (line.messages, line.tools, line.difficulty);
         let structure = String::new();
         Ok(Self { task: task.transpose()?, messages, tools, answer, difficulty, structure })
+    }
+
+    /// Whether the answer is missing: the conversation ends with a user's or tool's message.
+    #[must_use]
+    pub fn is_question(&self) -> bool {
+        self.messages.last().is_none_or(|message| message.role != "assistant")
+    }
+
+    /// Places of the turns that a model may be asked for: the assistant's, of a question its end.
+    #[must_use]
+    pub fn asked_turns(&self) -> Vec<usize> {
+        if self.is_question() { vec![self.messages.len()] } else { self.assistant_turns() }
     }
 
     /// Places of the assistant's turns.
@@ -85,4 +112,9 @@ impl Example {
         let turns = self.messages.iter().enumerate();
         turns.filter(|(_, message)| message.role == "assistant").map(|(at, _)| at).collect()
     }
+}
+
+fn wrong_end(expected: &str, messages: &[Message]) -> String {
+    let found = messages.last().map_or("none", |message| message.role.as_str());
+    format!("messages: expected {expected} at the end, found {found}")
 }

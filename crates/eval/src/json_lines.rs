@@ -9,13 +9,29 @@ use std::io::{BufRead, Write};
 /// # Errors
 /// A line that is no example, with its number; a file without examples.
 pub fn read_examples(reader: impl BufRead, file: &str) -> Result<Vec<Example>, DataError> {
+    read(reader, file, Example::from_json)
+}
+
+/// As [`read_examples`], of conversations that may end before the answer.
+///
+/// # Errors
+/// As [`read_examples`].
+pub fn read_questions(reader: impl BufRead, file: &str) -> Result<Vec<Example>, DataError> {
+    read(reader, file, Example::from_json_or_question)
+}
+
+fn read(
+    reader: impl BufRead,
+    file: &str,
+    parse: fn(&str) -> Result<Example, String>,
+) -> Result<Vec<Example>, DataError> {
     let mut examples = Vec::new();
     for (number, line) in (1..).zip(reader.lines()) {
         let line = line.map_err(|cause| DataError::Io { file: file.to_owned(), cause })?;
         if line.trim().is_empty() {
             continue;
         }
-        let example = Example::from_json(&line).map_err(|reason| DataError::Line {
+        let example = parse(&line).map_err(|reason| DataError::Line {
             file: file.to_owned(),
             line: number,
             reason,
@@ -64,5 +80,19 @@ mod tests {
             assert!(parts.iter().all(|part| found.contains(part)), "{found}");
         }
         assert!(error("\n\n").contains("found none"));
+    }
+
+    #[test]
+    fn a_question_alone_is_asked_at_its_end_and_nothing_is_right() {
+        let text = r#"{"prompt":[{"role":"user","content":"a"},{"role":"assistant","content":"b"},{"role":"user","content":"c"}]}"#;
+        let read = read_questions(text.as_bytes(), "x").unwrap();
+        assert!(read[0].is_question() && read[0].asked_turns() == [3]);
+        assert!(!read[0].verify_turn(3, "", &[]));
+        let whole = text.replace("]}", r#",{"role":"assistant","content":"d"}]}"#);
+        let read = read_questions(whole.as_bytes(), "x").unwrap();
+        assert_eq!((read[0].asked_turns(), read[0].answer.as_str()), (vec![1, 3], "d"));
+        let open = r#"{"messages":[{"role":"system","content":"a"}]}"#;
+        let error = read_questions(open.as_bytes(), "x.jsonl").unwrap_err().to_string();
+        assert!(error.contains("x.jsonl:1") && error.contains("found system"), "{error}");
     }
 }

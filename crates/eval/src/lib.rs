@@ -34,7 +34,7 @@ pub use budget::Budget;
 pub use error::{DataError, EvalError, TaskError};
 pub use example::Example;
 pub use generate::{EvalOptions, evaluate};
-pub use json_lines::{read_examples, write_examples};
+pub use json_lines::{read_examples, read_questions, write_examples};
 pub use report::{Accuracy, Rate, Report, Row, wilson};
 pub use split::{Phrasing, Split};
 pub use svg::svg;

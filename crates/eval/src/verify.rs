@@ -61,14 +61,16 @@ impl Example {
     }
 
     /// Whether turn `turn` of the conversation, an assistant's, may be answered like this. A turn
-    /// that calls says nothing beside, so that no result is invented.
+    /// that calls says nothing beside, so that no result is invented. Of a question nothing is known
+    /// to be right.
     #[must_use]
     pub fn verify_turn(&self, turn: usize, answer: &str, calls: &[Call]) -> bool {
-        let expected = calls_of(&self.messages[turn]);
+        let Some(message) = self.messages.get(turn) else { return false };
+        let expected = calls_of(message);
         let said = if turn + 1 == self.messages.len() {
             self.answers(answer)
         } else {
-            same_text(text(&self.messages[turn]), answer)
+            same_text(text(message), answer)
         };
         said && agree(&expected, calls)
     }

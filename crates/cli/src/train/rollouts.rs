@@ -34,6 +34,12 @@ pub(super) fn grpo(run: &RunConfig, model: &ModelFiles, cpu: &CpuArgs) -> Result
         bail!("rollout.group: expected at least 2 answers to compare, found 1");
     }
     let config = run.grpo.clone().unwrap_or_default();
+    if config.reward.right > 0.0 {
+        answers_known(
+            &prompts,
+            "grpo.reward.right must be 0, and a judge ([grpo.judge]) say what is better",
+        )?;
+    }
     let judge = config.judge.clone().map(|judge| open_judge(judge, cpu)).transpose();
     let judge = judge.context("[grpo.judge]: model")?;
     let batches = GrpoBatches::new(prompts, roller, config);
@@ -41,6 +47,17 @@ pub(super) fn grpo(run: &RunConfig, model: &ModelFiles, cpu: &CpuArgs) -> Result
         Some(judge) => batches.with_judge(judge),
         None => batches,
     }))
+}
+
+/// An error where nothing can be told right, with what to do then.
+fn answers_known(prompts: &Prompts, advice: &str) -> Result<()> {
+    match prompts.without_answer() {
+        Some(path) => bail!(
+            "{}: conversations end before the answer, so none can be told right: {advice}",
+            path.display()
+        ),
+        None => Ok(()),
+    }
 }
 
 /// The generative reward model of a run, with a text side and an engine of its own.
@@ -114,6 +131,7 @@ pub(super) fn mine(
     (count, most): (usize, u64),
 ) -> Result<Vec<Value>> {
     let (prompts, roller) = parts(run, model, cpu)?;
+    answers_known(&prompts, "add them, each the last message")?;
     let comm = LocalComm::single();
     let policy = Policy { parameters, comm: &comm };
     let (mut lines, mut next) = (Vec::new(), 0);

@@ -8,10 +8,10 @@ use crate::data::draw::{Draws, Purpose};
 use crate::data::mixture::{MAX_SOURCES, Mixture};
 use crate::data::{DataError, task_examples};
 use hybra_chat::ChatInput;
-use hybra_eval::{Budget, Example, read_examples};
+use hybra_eval::{Budget, Example, read_questions};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use toml::Value as Toml;
 
 /// `[rollout]` of a run file.
@@ -100,7 +100,8 @@ pub struct PromptSource {
     pub task: Option<String>,
     /// Arguments of the task.
     pub args: Map<String, Value>,
-    /// A JSONL file of examples, as `hybra data` writes them.
+    /// A JSONL file of examples, as `hybra data` writes them, or of conversations that end with a
+    /// question (`messages` or `prompt`).
     pub path: Option<PathBuf>,
     /// Share of the prompts, relative to the other sources.
     pub weight: f64,
@@ -122,6 +123,7 @@ pub struct Prompts {
     sources: Vec<Examples>,
     mixture: Mixture,
     budgets: Vec<Budget>,
+    without_answer: Option<PathBuf>,
     fingerprint: String,
 }
 
@@ -148,7 +150,7 @@ impl Prompts {
             return Err(wrong("sources".to_owned(), "1 to 32 sources", count.to_string()));
         }
         let (mut sources, mut shares) = (Vec::new(), Vec::new());
-        let mut hash = blake3::Hasher::new();
+        let (mut hash, mut without_answer) = (blake3::Hasher::new(), None);
         for (index, source) in config.sources.iter().enumerate() {
             let field = |name: &str| format!("sources[{index}].{name}");
             if !(source.weight > 0.0 && source.weight <= 1e6) {
@@ -165,10 +167,13 @@ impl Prompts {
                     let io = |cause| DataError::Io { path: path.clone(), cause };
                     let text = std::fs::read(path).map_err(io)?;
                     hash.update(&text);
-                    let examples = read_examples(&text[..], &path.to_string_lossy());
-                    let expected = "a file of examples";
+                    let examples = read_questions(&text[..], &path.to_string_lossy());
+                    let expected = "a file of examples or questions";
                     let examples = examples
                         .map_err(|error| wrong(field("path"), expected, error.to_string()))?;
+                    if examples.iter().any(Example::is_question) {
+                        without_answer.get_or_insert_with(|| path.clone());
+                    }
                     let num = examples.len() as u64;
                     (Box::new(move |at| examples[at as usize].clone()), Some(num))
                 }
@@ -189,6 +194,7 @@ impl Prompts {
             config: config.clone(),
             rollout: rollout.clone(),
             sources,
+            without_answer,
             fingerprint: hash.finalize().to_hex().to_string(),
         })
     }
@@ -197,6 +203,12 @@ impl Prompts {
     #[must_use]
     pub fn fingerprint(&self) -> &str {
         &self.fingerprint
+    }
+
+    /// A file with questions of which no answer is known: what is right cannot be told.
+    #[must_use]
+    pub fn without_answer(&self) -> Option<&Path> {
+        self.without_answer.as_deref()
     }
 
     /// Most tokens of a pack.
@@ -218,7 +230,7 @@ impl Prompts {
         let example = self.sources[pick.source](pick.record);
         let draws = |part| Draws::new(self.config.seed, Purpose::Rollout, index, part);
         let mut of_prompt = draws(0);
-        let turns = example.assistant_turns();
+        let turns = example.asked_turns();
         let turn = turns[of_prompt.below(turns.len())];
         let input = ChatInput {
             messages: example.messages[..turn].to_vec(),
