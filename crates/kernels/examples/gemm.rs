@@ -4,7 +4,7 @@
 use hybra_kernels::dtype::{DType, WeightRef};
 use hybra_kernels::ops::packed::{Epilogue, PackedRef, Rows, matmul, pack, packed_bytes};
 use hybra_kernels::ops::q8_rows::{Bf16Rows, Q8Rows};
-use hybra_kernels::{Cpu, Isa, MatMut, MatRef, limits};
+use hybra_kernels::{Cpu, HugeBytes, Isa, MatMut, MatRef, limits};
 use std::time::Instant;
 
 fn main() {
@@ -23,9 +23,10 @@ fn main() {
         .map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8 & 0x3f)
         .collect();
     stored.iter_mut().step_by(dtype.block_bytes()).for_each(|b| *b &= 0x0f);
-    let packed: Vec<Vec<u8>> = (0..copies)
+    let packed: Vec<HugeBytes> = (0..copies)
         .map(|_| {
-            let mut to = vec![0; packed_bytes(dtype, n, k).expect("a compute layout")];
+            let bytes = packed_bytes(dtype, n, k).expect("a compute layout");
+            let mut to = HugeBytes::zeroed(bytes).expect("memory");
             pack(&cpu, WeightRef::new(dtype, n, k, &stored), &mut to);
             to
         })

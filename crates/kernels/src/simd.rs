@@ -115,6 +115,10 @@ pub trait Simd: Copy + Send + Sync + 'static {
     #[inline(always)]
     fn prefetch<T>(self, _s: &[T]) {}
 
+    /// As [`Simd::prefetch`], into the second cache: for what is read after other work.
+    #[inline(always)]
+    fn prefetch_far<T>(self, _s: &[T]) {}
+
     /// Zero.
     #[inline(always)]
     fn zero(self) -> Self::V {

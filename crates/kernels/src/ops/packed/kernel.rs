@@ -19,6 +19,13 @@ use crate::ops::tile::even_share;
 use crate::simd::{Simd, WithSimd};
 use std::marker::PhantomData;
 
+/// Blocks after which the next panels are fetched further.
+const FETCH_BLOCKS: usize = 4;
+/// Passes up to which panels are fetched ahead.
+const MOST_FETCHING_PASSES: usize = 16;
+/// Bytes that a fetch brings.
+const CACHE_LINE: usize = 64;
+
 /// Some panels against all rows of activations.
 pub(crate) struct Panels<'a, F> {
     pub(crate) x: &'a Q8Rows,
@@ -53,6 +60,8 @@ impl<F: Format> WithSimd for Panels<'_, F> {
                 Panel::new::<F>(&self.data[at..at + bytes], blocks)
             };
             let panels = [panel(0), panel(1)];
+            let next = &self.data[((first + step) * bytes).min(self.data.len())..];
+            let next = &next[..next.len().min(step * bytes)];
             if widen_first {
                 let wide = self.scratch.chunks_exact_mut(wide_bytes);
                 for (panel, to) in panels.iter().zip(wide).take(here) {
@@ -63,9 +72,18 @@ impl<F: Format> WithSimd for Panels<'_, F> {
                     Panel::new::<Wide<F>>(&self.scratch[at..at + wide_bytes], blocks)
                 };
                 let panels = [wide(0), wide(1)];
-                rows::<S, Wide<F>>(s, self.x, panels, here, first, self.epilogue, &mut self.out);
+                rows::<S, Wide<F>>(
+                    s,
+                    self.x,
+                    panels,
+                    next,
+                    here,
+                    first,
+                    self.epilogue,
+                    &mut self.out,
+                );
             } else {
-                rows::<S, F>(s, self.x, panels, here, first, self.epilogue, &mut self.out);
+                rows::<S, F>(s, self.x, panels, next, here, first, self.epilogue, &mut self.out);
             }
         }
     }
@@ -77,6 +95,7 @@ fn rows<S: Simd, F: Format>(
     s: S,
     x: &Q8Rows,
     panels: [Panel; 2],
+    next: &[u8],
     count: usize,
     first: usize,
     epilogue: Epilogue,
@@ -90,10 +109,12 @@ fn rows<S: Simd, F: Format>(
         (8, _) => 2,
         _ => 1,
     };
+    let mut shares = shares(next, x.rows().div_ceil(most));
     let mut t = 0;
     while t < x.rows() {
         let height = even_share(x.rows() - t, most);
-        let mut at = Tile { x, panels, t, col, end, epilogue, out: out.reborrow() };
+        let ahead = shares.next().unwrap_or_default();
+        let mut at = Tile { x, panels, ahead, t, col, end, epilogue, out: out.reborrow() };
         match (height, count) {
             (6, 2) if most >= 6 => at.vectors::<S, F, 6, 2>(s),
             (5, 2) if most >= 6 => at.vectors::<S, F, 5, 2>(s),
@@ -112,9 +133,19 @@ fn rows<S: Simd, F: Format>(
     }
 }
 
+/// Each pass over the panels fetches its share of the next ones, so that memory works while the
+/// later passes compute; for many passes the first is too small a part to matter.
+#[inline(always)]
+fn shares(next: &[u8], passes: usize) -> std::slice::Chunks<'_, u8> {
+    let next = if passes <= MOST_FETCHING_PASSES { next } else { &[] };
+    next.chunks(next.len().div_ceil(passes.max(1)).max(1))
+}
+
 struct Tile<'a> {
     x: &'a Q8Rows,
     panels: [Panel<'a>; 2],
+    /// What a later tile reads.
+    ahead: &'a [u8],
     /// First row of activations.
     t: usize,
     /// First column of the output, and one past the last.
@@ -140,7 +171,7 @@ impl Tile<'_> {
     fn vectors<S: Simd, F: Format, const M: usize, const V: usize>(&mut self, s: S) {
         let x: [Q8Row; M] = std::array::from_fn(|m| self.x.row(self.t + m));
         let panels: [&Panel; V] = std::array::from_fn(|v| &self.panels[v * S::LANES / ROWS]);
-        let acc = products::<S, F, M, V>(s, x, panels, self.x.blocks());
+        let acc = products::<S, F, M, V>(s, x, panels, self.ahead, self.x.blocks());
         for (m, acc) in acc.iter().enumerate() {
             let row = self.out.row_mut(self.t + m);
             for (v, acc) in acc.iter().enumerate() {
@@ -160,6 +191,7 @@ fn products<S: Simd, F: Format, const M: usize, const V: usize>(
     s: S,
     x: [Q8Row; M],
     panels: [&Panel; V],
+    ahead: &[u8],
     blocks: usize,
 ) -> [[S::V; V]; M] {
     // Plain loops: a closure handed to a library function would not be compiled for the
@@ -167,46 +199,60 @@ fn products<S: Simd, F: Format, const M: usize, const V: usize>(
     let mut acc = [[s.zero(); V]; M];
     let mut codes = [&panels[0].codes[..0]; V];
     let mut words = [&x[0].words[..0]; M];
-    for b in 0..blocks {
-        for v in 0..V {
-            codes[v] = &panels[v].codes[b * F::CODES..(b + 1) * F::CODES];
-        }
-        for m in 0..M {
-            words[m] = &x[m].words[b * WORDS..(b + 1) * WORDS];
-        }
-        for half in 0..1 + F::HALVES as usize {
-            let groups = if F::HALVES { half * 4..half * 4 + 4 } else { 0..GROUPS };
-            let mut sums = [[s.splat_i(0); V]; M];
-            for m in 0..M {
-                let offsets = if F::HALVES { x[m].half_offsets } else { x[m].offsets };
-                let index = if F::HALVES { 2 * b + half } else { b };
-                sums[m] = [start::<S, F>(s, offsets, index); V];
+    // A loop of its own: with fetches in the loop over blocks all of it was slower.
+    let span = if ahead.is_empty() { blocks.max(1) } else { FETCH_BLOCKS };
+    let mut fetches = ahead.chunks(ahead.len().div_ceil(blocks.div_ceil(span).max(1)).max(1));
+    for from in (0..blocks).step_by(span) {
+        fetch(s, fetches.next().unwrap_or_default());
+        for b in from..blocks.min(from + span) {
+            for v in 0..V {
+                codes[v] = &panels[v].codes[b * F::CODES..(b + 1) * F::CODES];
             }
-            for group in groups {
-                let mut w = [s.splat_i(0); V];
-                for v in 0..V {
-                    w[v] = F::codes(s, codes[v], v * S::LANES % ROWS, group);
-                }
+            for m in 0..M {
+                words[m] = &x[m].words[b * WORDS..(b + 1) * WORDS];
+            }
+            for half in 0..1 + F::HALVES as usize {
+                let groups = if F::HALVES { half * 4..half * 4 + 4 } else { 0..GROUPS };
+                let mut sums = [[s.splat_i(0); V]; M];
                 for m in 0..M {
-                    let a = s.splat_i(words[m][group] as i32);
+                    let offsets = if F::HALVES { x[m].half_offsets } else { x[m].offsets };
+                    let index = if F::HALVES { 2 * b + half } else { b };
+                    sums[m] = [start::<S, F>(s, offsets, index); V];
+                }
+                for group in groups {
+                    let mut w = [s.splat_i(0); V];
                     for v in 0..V {
-                        sums[m][v] = s.dot(sums[m][v], w[v], a, F::LOW);
+                        w[v] = F::codes(s, codes[v], v * S::LANES % ROWS, group);
+                    }
+                    for m in 0..M {
+                        let a = s.splat_i(words[m][group] as i32);
+                        for v in 0..V {
+                            sums[m][v] = s.dot(sums[m][v], w[v], a, F::LOW);
+                        }
                     }
                 }
-            }
-            for v in 0..V {
-                let scales = F::scales(s, panels[v], b, v * S::LANES % ROWS);
-                for m in 0..M {
-                    let scale = s.mul(scales.d[half], s.splat(x[m].scales[b]));
-                    acc[m][v] = s.fma(s.to_f32(sums[m][v]), scale, acc[m][v]);
-                    if F::MIN {
-                        acc[m][v] = s.fma(scales.min, s.splat(x[m].sums[b]), acc[m][v]);
+                for v in 0..V {
+                    let scales = F::scales(s, panels[v], b, v * S::LANES % ROWS);
+                    for m in 0..M {
+                        let scale = s.mul(scales.d[half], s.splat(x[m].scales[b]));
+                        acc[m][v] = s.fma(s.to_f32(sums[m][v]), scale, acc[m][v]);
+                        if F::MIN {
+                            acc[m][v] = s.fma(scales.min, s.splat(x[m].sums[b]), acc[m][v]);
+                        }
                     }
                 }
             }
         }
     }
     acc
+}
+
+/// Asks for `bytes`.
+#[inline(always)]
+fn fetch<S: Simd>(s: S, bytes: &[u8]) {
+    for at in (0..bytes.len()).step_by(CACHE_LINE) {
+        s.prefetch_far(&bytes[at..]);
+    }
 }
 
 /// `−OFFSET Σ a`, where the sum of a block of products starts.
