@@ -20,7 +20,8 @@ if ! command -v mpirun >/dev/null || ! command -v mpicc >/dev/null; then
         skipped 'OpenMPI could not be installed'
 fi
 
-cargo build -p hybra-train --features mpi --example mpi_ranks --locked
+# The whole workspace is named so that libraries are those that `cargo test --workspace` built.
+cargo build --workspace --features hybra-train/mpi --example mpi_ranks --locked
 program=${CARGO_TARGET_DIR:-target}/debug/examples/mpi_ranks
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -138,7 +138,7 @@ fn a_run_goes_on_with_its_own_settings_only() {
     }
 }
 
-/// Accuracy in the middle of a run, of whatever a model says that has seen little.
+/// Both forms of a question without an answer.
 const QUESTIONS: &str = r#"{"prompt": [{"role": "user", "content": "a=1;a?"}]}
 {"messages": [{"role": "user", "content": "7+5"}, {"role": "assistant", "content": "12"}, {"role": "user", "content": "8+5"}]}
 "#;
@@ -175,6 +175,7 @@ fn questions_without_answers_are_asked_where_nothing_must_be_right() {
     assert!(said.contains("questions.jsonl") && said.contains("told right"), "{said}");
 }
 
+/// Accuracy in the middle of a run, of whatever a model says that has seen little.
 #[test]
 fn a_report_shows_every_curve() {
     let directory = prepared();

@@ -69,25 +69,34 @@ impl Example {
     /// What is wrong with it: no JSON, an unknown field or task, a conversation that does not end
     /// with the assistant.
     pub fn from_json(line: &str) -> Result<Self, String> {
-        let example = Self::from_json_or_question(line)?;
-        match example.is_question() {
-            true => Err(wrong_end("an assistant's message", &example.messages)),
-            false => Ok(example),
+        let line = parse(line)?;
+        match line.messages.last().is_some_and(|message| message.role == "assistant") {
+            true => Self::from_line(line),
+            false => Err(wrong_end("an assistant's message", &line.messages)),
         }
     }
 
     /// Reads a line that may end before the answer.
     ///
     /// # Errors
-    /// As [`Example::from_json`], and a conversation that ends with neither assistant, user nor tool.
+    /// As [`Example::from_json`]; a conversation that ends with neither assistant, user nor tool, or
+    /// with a question although there is an `answer`.
     pub fn from_json_or_question(line: &str) -> Result<Self, String> {
-        let line: Line = serde_json::from_str(line).map_err(|error| error.to_string())?;
+        let line = parse(line)?;
+        let last = line.messages.last().map_or("none", |message| message.role.as_str());
+        match (last, &line.answer) {
+            ("assistant", _) | ("user" | "tool", None) => Self::from_line(line),
+            ("user" | "tool", Some(_)) => {
+                Err(wrong_end("the assistant's message with the `answer`", &line.messages))
+            }
+            _ => Err(wrong_end("an assistant's, user's or tool's message", &line.messages)),
+        }
+    }
+
+    fn from_line(line: Line) -> Result<Self, String> {
         let task = line.task.map(|name| name.parse::<Task>().map_err(|error| error.to_string()));
-        let known = ["assistant", "user", "tool"];
-        let last = line.messages.last().filter(|message| known.contains(&message.role.as_str()));
-        let last =
-            last.ok_or_else(|| wrong_end("an assistant's or user's message", &line.messages))?;
-        let given = if last.role == "assistant" { text(last) } else { "" };
+        let last = line.messages.last().filter(|message| message.role == "assistant");
+        let given = last.map_or("", text);
         let answer = line.answer.unwrap_or_else(|| given.to_owned());
         let (messages, tools, difficulty) = (line.messages, line.tools, line.difficulty);
         let structure = String::new();
@@ -112,6 +121,10 @@ impl Example {
         let turns = self.messages.iter().enumerate();
         turns.filter(|(_, message)| message.role == "assistant").map(|(at, _)| at).collect()
     }
+}
+
+fn parse(line: &str) -> Result<Line, String> {
+    serde_json::from_str(line).map_err(|error| error.to_string())
 }
 
 fn wrong_end(expected: &str, messages: &[Message]) -> String {

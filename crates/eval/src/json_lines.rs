@@ -94,5 +94,8 @@ mod tests {
         let open = r#"{"messages":[{"role":"system","content":"a"}]}"#;
         let error = read_questions(open.as_bytes(), "x.jsonl").unwrap_err().to_string();
         assert!(error.contains("x.jsonl:1") && error.contains("found system"), "{error}");
+        let lost = r#"{"prompt":[{"role":"user","content":"a"}],"answer":"b"}"#;
+        let error = read_questions(lost.as_bytes(), "x").unwrap_err().to_string();
+        assert!(error.contains("with the `answer`") && error.contains("found user"), "{error}");
     }
 }

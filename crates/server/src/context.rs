@@ -3,8 +3,8 @@
 //! A handler's task holds it while it runs, so that what starts a generation finds it there.
 
 use crate::traces::RequestSpan;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -20,6 +20,8 @@ pub struct Context {
     pub id: String,
     /// When it must have ended.
     pub deadline: Option<Deadline>,
+    /// Which route answers it, once that is known.
+    pub route: Arc<OnceLock<String>>,
     /// Its tokens.
     pub tokens: Arc<Tokens>,
     /// Its span, where traces are kept.

@@ -12,7 +12,7 @@ use crate::state::AppState;
 use crate::traces::ChoiceSpan;
 use hybra_engine::{EngineHandle, Event, FinishReason, GenerationRequest, SequenceId, SubmitError};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 use tokio::sync::{mpsc, oneshot};
 
 /// A request that the engine took.
@@ -64,8 +64,7 @@ impl Generation {
         log_prompt(state, &context, &requests);
         let newest = vec![None; requests.len()];
         let first = first_of_prompt(&requests);
-        let span_of = |i| Some(context.span.as_ref()?.choice(&state.model.name, i));
-        let spans = (0..requests.len()).filter_map(span_of).collect();
+        let (count, started) = (requests.len(), SystemTime::now());
         let (sender, events) = mpsc::channel(state.config.stream_buffer * requests.len());
         let (accepted, guard) = oneshot::channel();
         let sink = Box::new(move |event| sender.try_send(event).is_ok());
@@ -83,6 +82,9 @@ impl Generation {
             error = interrupted(state, context.deadline) => return Err(error),
         };
         let guard = taken.map_err(|error| refusal(state, error))?;
+        let span = context.span.as_ref();
+        let span_of = |i| Some(span?.choice(&state.model.name, i, (submitted, started)));
+        let spans = (0..count).filter_map(span_of).collect();
         let (state, begun) = (Arc::clone(state), false);
         Ok(Self { events, guard, state, context, submitted, begun, newest, first, spans })
     }

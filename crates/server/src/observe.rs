@@ -26,18 +26,12 @@ const MAX_TIMEOUT_S: u64 = 24 * 60 * 60;
 /// Status of a request whose client went away, as nginx writes it.
 const CLIENT_CLOSED_REQUEST: u16 = 499;
 
-/// The route that answers a request; kept for its line.
-#[derive(Clone)]
-struct Route(String);
-
-/// Middleware behind the routes: keeps which one it was.
+/// Middleware behind the routes: tells which one it was, for the request's line.
 pub async fn tell_route(request: Request, next: Next) -> Response {
-    let route = request.extensions().get::<MatchedPath>().map(|path| path.as_str().to_owned());
-    let mut response = next.run(request).await;
-    if let Some(route) = route {
-        response.extensions_mut().insert(Route(route));
+    if let Some(path) = request.extensions().get::<MatchedPath>() {
+        let _ = Context::current().route.set(path.as_str().to_owned());
     }
-    response
+    next.run(request).await
 }
 
 /// Middleware before everything: the request's context, its line and its count.
@@ -49,7 +43,6 @@ pub async fn observe(State(front): State<Arc<Front>>, request: Request, next: Ne
     let mut account = Account {
         context: context.clone(),
         method,
-        route: "unknown".to_owned(),
         status: CLIENT_CLOSED_REQUEST,
         whole: false,
         started: Instant::now(),
@@ -60,10 +53,9 @@ pub async fn observe(State(front): State<Arc<Front>>, request: Request, next: Ne
         Ok(deadline) => Context { deadline, ..context.clone() }.scope(next.run(request)).await,
         Err(error) => error.into_response(),
     };
-    if let Some(Route(route)) = response.extensions_mut().remove() {
-        account.route = route;
-    }
     account.status = response.status().as_u16();
+    // A body without bytes is never asked for any.
+    account.whole = account.method == "HEAD" || response.body().is_end_stream();
     let headers = response.headers_mut();
     if let Ok(id) = HeaderValue::from_str(&context.id) {
         headers.insert("x-request-id", id);
@@ -101,7 +93,6 @@ fn deadline(front: &Front, headers: &HeaderMap) -> Result<Option<Deadline>, ApiE
 struct Account {
     context: Context,
     method: String,
-    route: String,
     status: u16,
     /// The client got all of the reply.
     whole: bool,
@@ -112,15 +103,16 @@ struct Account {
 
 impl Drop for Account {
     fn drop(&mut self) {
-        self.metrics.request(&self.route, self.status);
+        let route = self.context.route.get().map_or("unknown", String::as_str);
+        self.metrics.request(route, self.status);
         if let Some(span) = &self.context.span {
-            span.end(&self.method, &self.route, self.status, self.whole);
+            span.end(&self.method, route, self.status, self.whole);
         }
         let Tokens { prompt, cached, completion } = &*self.context.tokens;
         tracing::info!(
             id = self.context.id,
             method = self.method,
-            route = self.route,
+            route,
             status = self.status,
             whole = self.whole,
             ms = self.started.elapsed().as_millis() as u64,

@@ -12,7 +12,8 @@ use axum::http::HeaderMap;
 use hybra_engine::{Event, FinishEvent, FinishReason};
 use opentelemetry::propagation::TextMapPropagator;
 use opentelemetry::trace::{
-    Span as _, SpanKind, Status, TraceContextExt, Tracer as _, TracerProvider as _,
+    Span as _, SpanContext, SpanKind, Status, TraceContextExt, TraceState, Tracer as _,
+    TracerProvider as _,
 };
 use opentelemetry::{Context, Key, KeyValue, StringValue, Value};
 use opentelemetry_http::{Bytes, HeaderExtractor, HttpClient, HttpError, Request, Response};
@@ -20,9 +21,9 @@ use opentelemetry_otlp::{SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{SdkTracer, SdkTracerProvider, Span};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-/// Longest time of one delivery.
+/// Longest time of one try to deliver.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Longest time for the last spans to leave at the end.
@@ -41,12 +42,14 @@ pub struct RequestSpan {
     context: Context,
 }
 
-/// The span of one choice, from submission to its last token; dropped before, it ends there.
+/// The span of one choice, from submission to its last token; dropped before, it ends there as an
+/// error.
 pub struct ChoiceSpan {
     span: Span,
     submitted: Instant,
     begun: bool,
     has_token: bool,
+    ended: bool,
 }
 
 impl Traces {
@@ -80,14 +83,10 @@ impl Traces {
     /// The span of a request that begins now.
     #[must_use]
     pub fn request(&self, method: &str, headers: &HeaderMap, id: &str) -> RequestSpan {
-        let caller = TraceContextPropagator::new()
-            .extract_with_context(&Context::new(), &HeaderExtractor(headers));
-        let builder = self
-            .tracer
-            .span_builder(method.to_owned())
-            .with_kind(SpanKind::Server)
-            .with_attributes([
-                KeyValue::new("http.request.method", method.to_owned()),
+        let (caller, method) = (caller(headers), known(method));
+        let builder =
+            self.tracer.span_builder(method).with_kind(SpanKind::Server).with_attributes([
+                KeyValue::new("http.request.method", method),
                 KeyValue::new("gen_ai.request.id", id.to_owned()),
             ]);
         let span = self.tracer.build_with_context(builder, &caller);
@@ -105,6 +104,7 @@ impl Traces {
 impl RequestSpan {
     /// The request is over; `whole`: the client got all of the reply.
     pub fn end(&self, method: &str, route: &str, status: u16, whole: bool) {
+        let method = known(method);
         let span = self.context.span();
         span.update_name(format!("{method} {route}"));
         span.set_attribute(KeyValue::new("http.route", route.to_owned()));
@@ -116,15 +116,21 @@ impl RequestSpan {
         span.end();
     }
 
-    /// A choice of `model` that begins now.
+    /// A choice of `model` that was submitted then.
     #[must_use]
-    pub fn choice(&self, model: &str, index: usize) -> ChoiceSpan {
-        let builder = self.tracer.span_builder("generate").with_attributes([
-            KeyValue::new("gen_ai.response.model", model.to_owned()),
-            KeyValue::new("hybra.choice", index as i64),
-        ]);
+    pub fn choice(
+        &self,
+        model: &str,
+        index: usize,
+        (submitted, started): (Instant, SystemTime),
+    ) -> ChoiceSpan {
+        let builder =
+            self.tracer.span_builder("generate").with_start_time(started).with_attributes([
+                KeyValue::new("gen_ai.response.model", model.to_owned()),
+                KeyValue::new("hybra.choice", index as i64),
+            ]);
         let span = self.tracer.build_with_context(builder, &self.context);
-        ChoiceSpan { span, submitted: Instant::now(), begun: false, has_token: false }
+        ChoiceSpan { span, submitted, begun: false, has_token: false, ended: false }
     }
 }
 
@@ -164,6 +170,7 @@ impl ChoiceSpan {
         if matches!(end.reason, FinishReason::Failed | FinishReason::Cancelled) {
             self.span.set_status(Status::error(reason));
         }
+        self.ended = true;
         self.span.end();
     }
 
@@ -171,6 +178,38 @@ impl ChoiceSpan {
         let seconds = self.submitted.elapsed().as_secs_f64();
         self.span.set_attribute(KeyValue::new(name, seconds));
     }
+}
+
+impl Drop for ChoiceSpan {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.span.set_status(Status::error("given up before its end"));
+        }
+    }
+}
+
+/// The span that the request is a part of, if it sends one; `tracestate`, which may hold anything, is
+/// not passed on.
+fn caller(headers: &HeaderMap) -> Context {
+    let none = Context::new();
+    let sent = TraceContextPropagator::new().extract_with_context(&none, &HeaderExtractor(headers));
+    let span = sent.span().span_context().clone();
+    if !span.is_valid() {
+        return none;
+    }
+    none.with_remote_span_context(SpanContext::new(
+        span.trace_id(),
+        span.span_id(),
+        span.trace_flags(),
+        true,
+        TraceState::default(),
+    ))
+}
+
+/// A method of HTTP; what else a client may send is `_OTHER`.
+fn known(method: &str) -> &'static str {
+    let methods = ["GET", "POST", "HEAD", "OPTIONS", "PUT", "DELETE", "PATCH", "CONNECT", "TRACE"];
+    methods.into_iter().find(|known| *known == method).unwrap_or("_OTHER")
 }
 
 /// Who sends: `hybra`, unless the standard variables name another.
@@ -191,6 +230,8 @@ impl Default for Client {
     fn default() -> Self {
         let config = ureq::Agent::config_builder()
             .timeout_global(Some(EXPORT_TIMEOUT))
+            .max_redirects(0)
+            .max_redirects_will_error(false)
             .http_status_as_error(false);
         Self(config.build().into())
     }
@@ -199,7 +240,10 @@ impl Default for Client {
 #[async_trait::async_trait]
 impl HttpClient for Client {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let response = self.0.run(request.map(|body| body.to_vec()))?;
+        let response = self.0.run(request.map(|body| body.to_vec()));
+        // The exporter's own warning does not say why.
+        let response =
+            response.inspect_err(|error| tracing::warn!(%error, "a collector was not reached"))?;
         let (head, mut body) = response.into_parts();
         Ok(Response::from_parts(head, body.read_to_vec()?.into()))
     }

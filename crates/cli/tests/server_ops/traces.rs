@@ -1,6 +1,6 @@
 //! Spans of requests, as a collector gets them.
 
-use crate::server::{CHAT, Server, chat};
+use crate::server::{CHAT, LONG, Server, chat, wait_for};
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceRequest;
 use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value::Value};
 use opentelemetry_proto::tonic::trace::v1::{ResourceSpans, Span};
@@ -17,11 +17,23 @@ const CALLER: &str = "b7ad6b7169203331";
 fn a_collector_gets_spans_of_requests_and_their_choices() {
     let (endpoint, delivered) = collector();
     let mut server = Server::start(&["--otlp-traces-endpoint", &endpoint]);
-    let caller = format!("traceparent: 00-{TRACE}-{CALLER}-01\r\n");
+    let caller = format!("traceparent: 00-{TRACE}-{CALLER}-01\r\ntracestate: x=b-7\r\n");
     let reply =
         server.post(CHAT, &caller, &chat(r#""n": 2, "seed": 1, "thinking_token_budget": 4"#));
     assert_eq!(reply.status, 200, "{}", reply.body);
     assert_eq!(server.get("/nothing", "").status, 404);
+    assert_eq!(
+        server.raw("HEAD /health HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").status,
+        200
+    );
+    // A client that leaves in the middle.
+    let mut leaving = server.open(&format!(r#"{LONG}, "stream": true"#));
+    leaving.read_exact(&mut [0]).expect("the reply begins");
+    drop(leaving);
+    wait_for("the end of the work", || {
+        let metrics = server.get("/metrics", "").body;
+        metrics.contains(r#"status="499""#) || server.said().contains("whole=false")
+    });
     server.signal("-TERM");
     assert_eq!(server.exit_code(), Some(0));
 
@@ -32,11 +44,22 @@ fn a_collector_gets_spans_of_requests_and_their_choices() {
     let spans: Vec<&Span> = scopes.flat_map(|scope| &scope.spans).collect();
     let named = |name: &str| spans.iter().filter(|s| s.name == name).copied().collect::<Vec<_>>();
 
-    let [request] = named("POST /v1/chat/completions")[..] else { panic!("{spans:#?}") };
-    assert_eq!(hex(&request.trace_id), TRACE);
+    let of_caller = |span: &&&Span| hex(&span.trace_id) == TRACE;
+    let (requests, asked) = (named("POST /v1/chat/completions"), "a trace for each request");
+    assert_eq!(requests.len(), 2, "{asked}: {spans:#?}");
+    let request = requests.iter().find(of_caller).expect("the caller's trace");
+    assert_eq!(request.status.as_ref().map_or(0, |status| status.code), 0);
+    let left = requests.iter().find(|span| !of_caller(span)).expect("one of its own");
+    let of_left = |span: &&Span| span.trace_id == left.trace_id && span.name == "generate";
+    for gone in [left, &spans.iter().copied().find(of_left).expect("its choice")] {
+        assert_eq!(gone.status.as_ref().map(|status| status.code), Some(2), "{gone:#?}");
+    }
+    let head = named("HEAD /health");
+    assert_eq!(head[0].status.as_ref().map_or(0, |status| status.code), 0, "{head:#?}");
     assert_eq!(hex(&request.parent_span_id), CALLER);
     assert_eq!(number(&request.attributes, "http.response.status_code"), 200.0);
-    let choices = named("generate");
+    let choices: Vec<&Span> =
+        named("generate").into_iter().filter(|span| span.trace_id == request.trace_id).collect();
     assert_eq!(choices.len(), 2, "{spans:#?}");
     let whole: serde_json::Value = serde_json::from_str(&reply.body).unwrap();
     let usage = &whole["usage"];
@@ -53,10 +76,11 @@ fn a_collector_gets_spans_of_requests_and_their_choices() {
         assert!(queued <= first && first <= whole, "{queued} {first} {whole}");
         assert!(choice.end_time_unix_nano <= request.end_time_unix_nano);
     }
-    let [unknown] = named("GET unknown")[..] else { panic!("{spans:#?}") };
+    let lost = |span: &&Span| number(&span.attributes, "http.response.status_code") == 404.0;
+    let unknown = named("GET unknown").into_iter().find(lost).expect("the unknown path");
     assert_ne!(hex(&unknown.trace_id), TRACE);
     let told = format!("{spans:?}");
-    assert!(!told.contains("b-7"), "the prompt is in a span: {told}");
+    assert!(!told.contains("a=1") && !told.contains("b-7"), "text of a user: {told}");
 }
 
 #[test]

@@ -82,8 +82,11 @@ thread_local! {
 
 /// Packed bytes that a worker takes at a time, rounded to pairs of panels. Several rows take
 /// more, so that most panels are fetched while those before them are multiplied.
-fn part_bytes(rows: usize) -> usize {
-    if rows > 6 { 384 * 1024 } else { 96 * 1024 }
+fn part_bytes(x: Rows) -> usize {
+    match x {
+        Rows::Q8(x) if x.rows() > 6 => 384 * 1024,
+        Rows::Q8(_) | Rows::Bf16(_) => 96 * 1024,
+    }
 }
 
 /// `out = x · wᵀ`, then the epilogue.
@@ -101,8 +104,8 @@ pub fn matmul(cpu: &Cpu, x: Rows, w: PackedRef, out: MatMut, epilogue: Epilogue)
     let panels = w.rows.div_ceil(ROWS);
     let bytes = w.data.len() / panels;
     // Pairs of panels: a tile takes two.
-    let pairs =
-        (part_bytes(rows) / bytes / 2).clamp(1, panels.div_ceil(8 * cpu.pool().threads()).max(1));
+    let most = panels.div_ceil(16 * cpu.pool().threads()).max(1);
+    let pairs = (part_bytes(x) / bytes / 2).clamp(1, most);
     let step = 2 * pairs;
     let isa = cpu.isa();
     let operations = rows * w.rows * w.cols / 4;
