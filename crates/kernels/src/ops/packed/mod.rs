@@ -104,7 +104,7 @@ pub fn matmul(cpu: &Cpu, x: Rows, w: PackedRef, out: MatMut, epilogue: Epilogue)
     let panels = w.rows.div_ceil(ROWS);
     let bytes = w.data.len() / panels;
     // Pairs of panels: a tile takes two.
-    let most = panels.div_ceil(16 * cpu.pool().threads()).max(1);
+    let most = panels.div_ceil(8 * cpu.pool().threads()).max(1);
     let pairs = (part_bytes(x) / bytes / 2).clamp(1, most);
     let step = 2 * pairs;
     let isa = cpu.isa();
