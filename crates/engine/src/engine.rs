@@ -3,8 +3,8 @@
 //! Every step admits sequences ([`admission`](crate::admission)), takes one token of each that
 //! decodes and pieces of prompts ([`scheduler`](crate::scheduler)), fills what is left with drafts,
 //! runs the model once, takes a prompt through some of the layers where others decode
-//! ([`layered_prefill`](crate::layered_prefill)), and lets each sequence's thinking budget or the sampler decide its next
-//! tokens.
+//! ([`layered_prefill`](crate::layered_prefill)), and lets each sequence's thinking budget or the
+//! sampler decide its next tokens.
 //!
 //! Invariants: prompts are split only at multiples of the model's scan chunk, so a sequence's
 //! tokens have the same bits whatever else is in the batch, whatever was read for it before, and

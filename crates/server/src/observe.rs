@@ -1,4 +1,5 @@
-//! One line in the log, one count and, where traces are kept, one span for each request, from its head to the end of its reply.
+//! One line in the log, one count and, where traces are kept, one span for each request, from its
+//! head to the end of its reply.
 //!
 //! Text of users is never part of the line: it names the route, not the path.
 
