@@ -11,7 +11,10 @@ plain         a model written here for speed on a CPU: hand-written backward pas
 compiled      `torch.compile` of the same model; needs a C++ compiler
 
 The processes keep freed memory (glibc settings, else page faults take a large share of a step);
-`--malloc default` measures without that. `--check DIR` first compares loss and gradients of the
+`--malloc default` measures without that. `--hybra BINARY` measures Hybra's trainer as well, before and after the others: the recipe of
+runs/default-model in its shape (that of `--preset teacher-s`), packs of as many tokens as a step has,
+with its data loading; only its replies are learned, which spares it a small part of the head.
+`--check DIR` first compares loss and gradients of the
 models with DIR/reference.safetensors and measures nothing unless told a config as well.
 
 JSON goes to standard output: tokens per second as median, minimum and maximum over the steps after
@@ -24,6 +27,7 @@ Needs torch, transformers and safetensors. Nothing else should run on the machin
 
 Example:
   benches/peer/train_torch.py --preset teacher-s --threads 2
+  benches/peer/train_torch.py --preset teacher-s --hybra target/release/hybra --bf16
   benches/peer/train_torch.py --check shared/golden/micro
 """
 
@@ -36,6 +40,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 VARIANTS = ("transformers", "plain", "compiled")
@@ -82,12 +87,15 @@ def arguments():
         help="compiled: let inductor choose matrix products, which takes minutes")
     add("--malloc", choices=("keep", "default"), default="keep")
     add("--check", type=pathlib.Path, metavar="DIR", help="golden checkpoint to compare with")
+    add("--hybra", type=pathlib.Path, metavar="BINARY", help="measure this program too")
     add("--child", choices=VARIANTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.config is None and args.preset is None and args.check is None:
         parser.error("CONFIG, --preset or --check is needed")
     if args.config is not None and args.preset is not None:
         parser.error("CONFIG and --preset exclude each other")
+    if args.hybra and args.preset != "teacher-s":
+        parser.error("--hybra needs --preset teacher-s")
     if args.tokens % args.length:
         parser.error("--tokens must be a multiple of --length")
     if args.micro and (args.tokens // args.length) % args.micro:
@@ -563,7 +571,44 @@ def start_child(args, variant, chunk):
     return json.loads(lines[-1][len(RECORD):])
 
 
+def hybra(args):
+    """Hybra's trainer over as many steps."""
+    precision = "bf16" if args.bf16 else "f32"
+    recipe = pathlib.Path(__file__).resolve().parents[2] / "runs/default-model/sft.toml"
+    steps = WARM_UPS + args.steps
+    settings = {"steps": steps, "schedule.warmup_steps": 1, "schedule.decay_steps": 1,
+                "precision": f'"{precision}"', "data.pack_len": args.tokens // 2,
+                "data.batch_size": 2, "checkpoint.every": steps,
+                "model.tokenizer": "assets/default-model"}
+    with tempfile.TemporaryDirectory() as folder:
+        command = [args.hybra.resolve(), "train", "sft", "--config", recipe,
+                   "--output", f"{folder}/run", "--threads", str(args.threads)]
+        for key, value in settings.items():
+            command += ["--set", f"{key}={value}"]
+        with open(f"{folder}/log", "w+", encoding="utf-8") as log:
+            process = subprocess.Popen(command, cwd=recipe.parents[2], stdout=log, stderr=log)
+            _, status, usage = os.wait4(process.pid, 0)
+            log.seek(0)
+            if status:
+                return {"variant": "hybra", "error": log.read().strip().splitlines()[-3:]}
+        with open(f"{folder}/run/timing.jsonl", encoding="utf-8") as timing:
+            rows = [json.loads(line) for line in timing][WARM_UPS:]
+    speeds = [row["tokens_per_second"] for row in rows]
+    return {"variant": "hybra", "precision": precision,
+            "tokens_per_second": {"median": statistics.median(speeds), "min": min(speeds),
+                                  "max": max(speeds)},
+            "step_seconds": [row["seconds"] for row in rows],
+            "cpu_seconds_per_step": (usage.ru_utime + usage.ru_stime) / steps,
+            "peak_resident_bytes": usage.ru_maxrss * 1024}
+
+
 def measure(args):
+    results = [hybra(args)] if args.hybra else []
+    results += measure_torch(args)
+    return results + ([hybra(args)] if args.hybra else [])
+
+
+def measure_torch(args):
     chosen = VARIANTS if args.variant == "all" else (args.variant,)
     results, chunks = [], {}
     if os.getloadavg()[0] > 0.5:
@@ -655,9 +700,13 @@ def main():
                    "machine": processor(), "results": measure(args)}
         rows = [row for row in record["results"] if "error" not in row]
         bad = len(rows) < len(record["results"])
-        if rows:
-            record["fastest"] = max(
-                rows, key=lambda row: row["tokens_per_second"]["median"])["variant"]
+        peers = [row for row in rows if row["variant"] != "hybra"]
+        if peers:
+            best = max(peers, key=lambda row: row["tokens_per_second"]["median"])
+            record["fastest"] = best["variant"]
+            own = [row["tokens_per_second"]["median"] for row in rows if row not in peers]
+            if own:
+                record["ratio"] = statistics.mean(own) / best["tokens_per_second"]["median"]
     print(json.dumps(record, indent=2))
     sys.exit(bad)
 

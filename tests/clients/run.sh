@@ -16,14 +16,9 @@ skipped() {
     exit 0
 }
 
-command -v python3 >/dev/null || skipped 'there is no python3'
-if [ ! -x "$venv/bin/python" ]; then
-    python3 -m venv "$venv" || skipped 'python3 has no venv'
-fi
 if ! cmp -s "$here/requirements.txt" "$venv/installed.txt"; then
-    "$venv/bin/pip" install --quiet --disable-pip-version-check -r "$here/requirements.txt" ||
-        skipped 'pip could not install tests/clients/requirements.txt'
-    cp "$here/requirements.txt" "$venv/installed.txt"
+    bash "$root/tests/install.sh" clients ||
+        skipped 'python3 could not install tests/clients/requirements.txt'
 fi
 
 work=$(mktemp -d)

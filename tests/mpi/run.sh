@@ -13,12 +13,10 @@ skipped() {
     exit 0
 }
 
-if ! command -v mpirun >/dev/null || ! command -v mpicc >/dev/null; then
-    [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || skipped 'there is no mpirun and mpicc'
-    timeout 240 bash -c 'apt-get update -qq &&
-        apt-get install -y -qq libopenmpi-dev openmpi-bin libclang-dev' >/dev/null 2>&1 ||
-        skipped 'OpenMPI could not be installed'
-fi
+for command in mpirun mpicc; do
+    command -v $command >/dev/null || bash tests/install.sh mpi >/dev/null 2>&1
+    command -v $command >/dev/null || skipped "OpenMPI could not be installed: there is no $command"
+done
 
 # The whole workspace is named so that libraries are those that `cargo test --workspace` built.
 cargo build --workspace --features hybra-train/mpi --example mpi_ranks --locked

@@ -1,4 +1,4 @@
-//! A model under training: forward and backward over packed documents, in f32.
+//! A model under training: forward and backward over packed documents, in f32 or with products of bf16.
 //!
 //! Parameters and gradients are flat vectors in the order of a [`Layout`]. The forward pass runs
 //! the ops of [`crate::NemotronH`] between the projections, document by document from empty
@@ -23,6 +23,7 @@ use block::{Pass, Saved};
 use hybra_kernels::ops::embedding::{embedding, embedding_backward};
 use hybra_kernels::ops::rms_norm::{rms_norm, rms_norm_backward};
 use hybra_kernels::{Cpu, DType, MatMut, MatRef, WeightRef};
+use serde::{Deserialize, Serialize};
 use views::Views;
 
 /// What a forward pass keeps for the backward pass.
@@ -35,11 +36,24 @@ pub enum Keep {
     Inputs,
 }
 
+/// Arithmetic of a pass. Weights, gradients, the residual stream and states are f32 in either.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Precision {
+    /// f32 throughout.
+    #[default]
+    F32,
+    /// Products of the blocks round their operands to bf16 and add up in f32; scan, norms,
+    /// attention, the output head and the loss are f32.
+    Bf16,
+}
+
 /// The shape of a model under training; its parameters are the caller's.
 pub struct Trainable {
     config: Config,
     layout: Layout,
     keep: Keep,
+    precision: Precision,
 }
 
 /// What a forward pass leaves for the backward pass; kept from call to call for its memory.
@@ -69,11 +83,17 @@ impl Tape {
 }
 
 impl Trainable {
-    /// A model of this configuration.
+    /// A model of this configuration, in f32.
     #[must_use]
     pub fn new(config: Config, keep: Keep) -> Self {
         let layout = Layout::new(&config);
-        Self { config, layout, keep }
+        Self { config, layout, keep, precision: Precision::F32 }
+    }
+
+    /// The same model in this arithmetic.
+    #[must_use]
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// The configuration.
@@ -193,6 +213,6 @@ impl Trainable {
 
     fn pass<'a>(&'a self, cpu: &'a Cpu, documents: &'a [usize]) -> Pass<'a> {
         let config = &self.config;
-        Pass { cpu, config, documents, eps: config.norm_eps }
+        Pass { cpu, config, documents, eps: config.norm_eps, precision: self.precision }
     }
 }

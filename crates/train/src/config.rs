@@ -14,6 +14,7 @@ use crate::lora::LoraConfig;
 use crate::optimizer::OptimizerConfig;
 use crate::rollout::RolloutConfig;
 use crate::schedule::Schedule;
+use hybra_model::training::Precision;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
@@ -27,7 +28,7 @@ pub struct RunConfig {
     pub seed: u64,
     /// Optimizer steps.
     pub steps: u64,
-    /// Arithmetic of forward and backward.
+    /// Arithmetic of forward and backward; weights, gradients and moments are f32 in each.
     #[serde(default)]
     pub precision: Precision,
     /// Whether blocks keep their inputs alone and run once more on the way back: less memory, the
@@ -72,15 +73,6 @@ pub struct RunConfig {
     /// What is measured in between.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eval: Option<EvalConfig>,
-}
-
-/// Arithmetic of forward and backward; weights, gradients and moments are f32.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Precision {
-    /// f32.
-    #[default]
-    F32,
 }
 
 /// One of `[[phases]]`: what it says replaces what `[data]` says.

@@ -29,7 +29,7 @@ pub(crate) fn distil(run: &RunConfig, model: &ModelFiles) -> Result<Box<dyn Obje
     let distil =
         run.distil.clone().context("[distil]: expected `teacher = DIR`; found no table")?;
     let teacher = match (&distil.teacher, &distil.cache) {
-        (Some(dir), None) => Some(teacher(dir, model)?.1),
+        (Some(dir), None) => Some(teacher(run, dir, model)?.1),
         _ => None,
     };
     Ok(Box::new(Distillation::new(trained(run, model), teacher, distil)))
@@ -38,14 +38,14 @@ pub(crate) fn distil(run: &RunConfig, model: &ModelFiles) -> Result<Box<dyn Obje
 /// Better answers than the others of their group become likelier.
 pub(crate) fn grpo(run: &RunConfig, model: &ModelFiles, begun: &[f32]) -> Box<dyn Objective> {
     let loss = run.grpo.clone().unwrap_or_default().loss;
-    let reference = (loss.kl > 0.0).then(|| reference(model, begun));
+    let reference = (loss.kl > 0.0).then(|| reference(run, model, begun));
     Box::new(PolicyGradient::new(trained(run, model), reference, loss))
 }
 
 /// Of two answers the better one becomes likelier.
 pub(crate) fn dpo(run: &RunConfig, model: &ModelFiles, begun: &[f32]) -> Box<dyn Objective> {
     let config = run.dpo.clone().unwrap_or_default();
-    Box::new(Dpo::new(trained(run, model), reference(model, begun), config))
+    Box::new(Dpo::new(trained(run, model), reference(run, model, begun), config))
 }
 
 /// The pairs of a file.
@@ -57,19 +57,21 @@ pub(crate) fn pairs(run: &RunConfig, model: &ModelFiles) -> Result<Box<dyn Batch
 
 fn trained(run: &RunConfig, model: &ModelFiles) -> Trainable {
     let keep = if run.gradient_checkpointing { Keep::Inputs } else { Keep::Projections };
-    Trainable::new(model.config.clone(), keep)
+    Trainable::new(model.config.clone(), keep).with_precision(run.precision)
 }
 
 /// The model as the run found it.
-fn reference(model: &ModelFiles, begun: &[f32]) -> Weighted {
+fn reference(run: &RunConfig, model: &ModelFiles, begun: &[f32]) -> Weighted {
     let parameters = begun.to_vec();
-    Weighted { model: Trainable::new(model.config.clone(), Keep::Inputs), parameters }
+    let model = Trainable::new(model.config.clone(), Keep::Inputs).with_precision(run.precision);
+    Weighted { model, parameters }
 }
 
 /// The teacher in `dir`, and the hash of its weights.
-fn teacher(dir: &Path, student: &ModelFiles) -> Result<(String, Weighted)> {
+fn teacher(run: &RunConfig, dir: &Path, student: &ModelFiles) -> Result<(String, Weighted)> {
     let source = source::resolve(Some(&dir.to_string_lossy())).context("[distil]: teacher")?;
-    let (teacher, name) = (weighted(&source)?, dir.display());
+    let (mut teacher, name) = (weighted(&source)?, dir.display());
+    teacher.model = teacher.model.with_precision(run.precision);
     let (of, own) = (teacher.model.config().vocab_size, student.config.vocab_size);
     if of != own {
         bail!("{name}: the teacher's vocabulary has {of} entries, the student's {own}");
@@ -145,7 +147,7 @@ pub(crate) fn write_cache(
     let Some(DistilConfig { teacher: Some(from), temperature, .. }) = &run.distil else {
         bail!("[distil]: expected `teacher = DIR`; found none");
     };
-    let (hash, teacher) = teacher(from, model)?;
+    let (hash, teacher) = teacher(run, from, model)?;
     let vocab = teacher.model.config().vocab_size;
     if !(1..=vocab).contains(&top_k) {
         bail!("--top-k: expected 1 to the vocabulary's {vocab}, found {top_k}");

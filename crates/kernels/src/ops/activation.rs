@@ -1,6 +1,6 @@
 //! Functions of single values.
 //!
-//! - [`relu2`]: `x ← max(x, 0)²` (So et al. 2021, "Primer"), NaN stays NaN.
+//! - [`relu2`], [`relu2_of`]: `max(x, 0)²` in place or not (So et al. 2021, "Primer"), NaN stays NaN.
 //! - [`relu2_backward`]: its gradient, `dx ← 2·max(x, 0)·dx`.
 //! - [`add_assign`]: `x ← x + y`, the residual stream.
 //! - `softplus`: `ln(1 + eˣ)`, without overflow and without loss for small arguments.
@@ -17,6 +17,20 @@ pub fn relu2(cpu: &Cpu, x: MatMut) {
     let (isa, operations) = (cpu.isa(), 2 * x.rows() * x.cols());
     let height = (VALUES_PER_PART / x.cols()).max(1);
     cpu.pool().for_parts_sized(operations, x.row_panels(height), |_, x| dispatch(isa, Relu2(x)));
+}
+
+/// `out ← max(x, 0)²`.
+///
+/// # Panics
+/// If the shapes disagree.
+pub fn relu2_of(cpu: &Cpu, x: MatRef, out: MatMut) {
+    assert_eq!((x.rows(), x.cols()), (out.rows(), out.cols()), "relu²: value and output");
+    let (isa, operations) = (cpu.isa(), 2 * x.rows() * x.cols());
+    let height = (VALUES_PER_PART / x.cols()).max(1);
+    cpu.pool().for_parts_sized(operations, out.row_panels(height), |i, out| {
+        let x = x.rows_at(i * height, out.rows());
+        dispatch(isa, Relu2Of { x, out });
+    });
 }
 
 /// `dx ← 2·max(x, 0)·dx`: from the gradient of `max(x, 0)²` to that of x.
@@ -48,6 +62,26 @@ impl WithSimd for Relu2Backward<'_> {
             for (x, dx) in self.x.row(r).chunks(S::LANES).zip(dx) {
                 let slope = s.max(s.zero(), s.load_partial(x));
                 s.store_partial(s.mul(s.add(slope, slope), s.load_partial(dx)), dx);
+            }
+        }
+    }
+}
+
+struct Relu2Of<'a> {
+    x: MatRef<'a>,
+    out: MatMut<'a>,
+}
+
+impl WithSimd for Relu2Of<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        for r in 0..self.x.rows() {
+            let out = self.out.row_mut(r).chunks_mut(S::LANES);
+            for (x, out) in self.x.row(r).chunks(S::LANES).zip(out) {
+                let v = s.max(s.zero(), s.load_partial(x));
+                s.store_partial(s.mul(v, v), out);
             }
         }
     }

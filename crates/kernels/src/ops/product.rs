@@ -6,7 +6,12 @@
 //! added up document by document has the bits of one product over all documents.
 //!
 //! Blocking: a worker copies a panel of b, `BLOCK_K` by up to `PANEL` columns, into a scratch that
-//! stays in the second cache, and multiplies register tiles of rows of a with it.
+//! stays in the second cache, and multiplies register tiles of rows of a with it. Products of few rows
+//! (those of an SSD chunk) take b from where it is, which costs less than the copy.
+
+mod bf16;
+
+pub use bf16::product_bf16;
 
 use crate::buffer::{MatMut, MatRef};
 use crate::ops::ssd_tile::{KMajor, accumulate as accumulate_columns};
@@ -21,6 +26,8 @@ const BLOCK_K: usize = 256;
 const PANEL: usize = 64;
 /// Rows of the output that a worker takes together: enough to pay for the copy of b.
 const PANEL_ROWS: usize = 384;
+/// Up to so many rows of the output read b where it lies, if its vectors are whole.
+const IN_PLACE_ROWS: usize = 64;
 
 thread_local! {
     /// A panel of b, BLOCK_K × PANEL values.
@@ -153,11 +160,20 @@ impl WithSimd for Panel<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let stride = self.out.cols().next_multiple_of(S::LANES);
-        self.copy(stride);
-        let (rows, vectors) = (self.out.rows(), stride / S::LANES);
-        let Self { a, k, len, out, add, scratch, .. } = self;
-        let b = &scratch[..len * stride];
+        let (rows, cols) = (self.out.rows(), self.out.cols());
+        let vectors = cols.div_ceil(S::LANES);
+        let whole = !self.b.transposed && cols % S::LANES == 0;
+        let in_place = whole && rows <= IN_PLACE_ROWS;
+        if !in_place {
+            self.copy(vectors * S::LANES);
+        }
+        let Self { a, b, k, len, col, out, add, scratch } = self;
+        let (b, stride) = if in_place {
+            let (b, stride) = b.matrix.rows_at(k, len).data();
+            (&b[col..], stride)
+        } else {
+            (&scratch[..len * vectors * S::LANES], vectors * S::LANES)
+        };
         if a.transposed {
             let op = &mut ByColumns(Block { a: a.matrix, k, len, b, stride, out, add });
             cover(s, op, 0..rows, vectors);
@@ -272,21 +288,28 @@ impl Tiled for ByColumns<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::ops::testing::{assert_near, assert_same_bits, on_every_cpu, values};
 
-    const SHAPES: [(usize, usize, usize); 6] =
+    pub(in crate::ops::product) const SHAPES: [(usize, usize, usize); 6] =
         [(1, 1, 1), (3, 0, 5), (7, 33, 19), (65, 300, 70), (400, 128, 130), (13, 700, 64)];
 
-    /// `Σ_k a[m, k] b[k, n]` in f64, and either operand as it is or transposed.
-    fn case(m: usize, k: usize, n: usize) -> ([Vec<f32>; 4], Vec<f64>) {
+    /// `Σ_k a[m, k] b[k, n]` in f64 of values after `prepare`, and before it either operand as it
+    /// is or transposed.
+    pub(in crate::ops::product) fn case(
+        m: usize,
+        k: usize,
+        n: usize,
+        prepare: impl Fn(&[f32]) -> Vec<f32>,
+    ) -> ([Vec<f32>; 4], Vec<f64>) {
         let (a, b) = (values(m * k, 1), values(k * n, 2));
+        let (exact_a, exact_b) = (prepare(&a), prepare(&b));
         let a_t = (0..m * k).map(|i| a[i % m * k + i / m]).collect();
         let b_t = (0..k * n).map(|i| b[i % k * n + i / k]).collect();
         let sum = |i: usize| {
             let (r, c) = (i / n, i % n);
-            (0..k).map(|k_| f64::from(a[r * k + k_]) * f64::from(b[k_ * n + c])).sum()
+            (0..k).map(|k_| f64::from(exact_a[r * k + k_]) * f64::from(exact_b[k_ * n + c])).sum()
         };
         let want = (0..m * n).map(sum).collect();
         ([a, a_t, b, b_t], want)
@@ -320,7 +343,7 @@ mod tests {
     #[test]
     fn all_forms_agree_with_the_formula_and_each_other() {
         for shape @ (m, k, n) in SHAPES {
-            let (x, want) = case(m, k, n);
+            let (x, want) = case(m, k, n, <[f32]>::to_vec);
             let forms = [0, 1, 2, 3].map(|form| on_every_cpu(|cpu| run(cpu, shape, &x, form)));
             for (isa, (i, first)) in forms[0].iter().enumerate() {
                 let what = format!("{i} {shape:?}");
@@ -336,7 +359,7 @@ mod tests {
     #[test]
     fn adding_goes_on_with_the_fold() {
         let (m, k, n) = (20, 613, 37);
-        let ([_, a_t, b, _], _) = case(m, k, n);
+        let ([_, a_t, b, _], _) = case(m, k, n, <[f32]>::to_vec);
         let (a, b) = (MatRef::new(&a_t, m), MatRef::new(&b, n));
         on_every_cpu(|cpu| {
             let [mut whole, mut parts] = [vec![0.0; m * n], vec![0.0; m * n]];
@@ -353,7 +376,7 @@ mod tests {
     #[test]
     fn on_this_thread_it_is_the_same() {
         let shape @ (m, k, n) = (65, 300, 70);
-        let (x, _) = case(m, k, n);
+        let (x, _) = case(m, k, n, <[f32]>::to_vec);
         for (isa, want) in on_every_cpu(|cpu| run(cpu, shape, &x, 2)) {
             let mut out = vec![0.0; m * n];
             let (a, b) = (MatRef::new(&x[0], k), MatRef::new(&x[3], k));

@@ -4,12 +4,12 @@ use super::block::{MixerConstants, Pass, Saved, Scratch, split_qkv};
 use super::views::{Block, Mamba2, Mixer};
 use crate::activations::sized;
 use crate::layer::{AttentionConfig, LayerConfig, Mamba2Config};
-use hybra_kernels::ops::activation::{relu2, relu2_backward};
+use hybra_kernels::ops::activation::{relu2_backward, relu2_of};
 use hybra_kernels::ops::attention_backward::{Qkv, attention_backward};
 use hybra_kernels::ops::mamba_split_conv1d_scan_backward::{
     MixerGradients, mamba_split_conv1d_scan_backward,
 };
-use hybra_kernels::ops::product::{Write, product};
+use hybra_kernels::ops::product::Write;
 use hybra_kernels::ops::rms_norm::{rms_norm, rms_norm_backward};
 use hybra_kernels::{MatMut, MatRef};
 
@@ -48,11 +48,11 @@ impl Pass<'_> {
             ) => {
                 let (width, len) = (m.intermediate_size, saved.wide.len());
                 let hidden = sized(&mut scratch.dmix, len);
-                hidden.copy_from_slice(&saved.wide);
-                relu2(self.cpu, MatMut::new(hidden, width));
+                let up = MatRef::new(&saved.wide, width);
+                relu2_of(self.cpu, up, MatMut::new(hidden, width));
                 let dup = sized(&mut scratch.dwide, len);
                 self.linear(d, (down_proj, gdown), (hidden, width), dup, Write::Store);
-                relu2_backward(self.cpu, MatRef::new(&saved.wide, width), MatMut::new(dup, width));
+                relu2_backward(self.cpu, up, MatMut::new(dup, width));
                 let x = (scratch.normed.as_slice(), h);
                 self.linear(dup, (up_proj, gup), x, &mut scratch.dnormed, Write::Store);
             }
@@ -73,8 +73,8 @@ impl Pass<'_> {
     ) {
         let (w, x) = (MatRef::new(w, cols), MatRef::new(x, cols));
         let d = MatRef::new(d, w.rows());
-        product(self.cpu, d.t(), x, MatMut::new(dw, cols), Write::Add);
-        product(self.cpu, d, w, MatMut::new(dx, cols), write);
+        self.add_weight_gradient(d, x, MatMut::new(dw, cols));
+        self.product(d, w, MatMut::new(dx, cols), write);
     }
 
     fn mamba2_backward(

@@ -1,16 +1,17 @@
 //! One block, forward: `hidden += mixer(rms_norm(hidden))`, keeping what the way back needs.
 
+use super::Precision;
 use super::views::{Block, Mamba2, Mixer};
 use crate::activations::sized;
 use crate::config::Config;
 use crate::layer::{AttentionConfig, LayerConfig, Mamba2Config};
 use crate::nemotron_h::SCAN_CHUNK;
-use hybra_kernels::ops::activation::{add_assign, relu2};
+use hybra_kernels::ops::activation::{add_assign, relu2_of};
 use hybra_kernels::ops::attention::{KvCache, KvDtype, Segment, attention};
 use hybra_kernels::ops::mamba_split_conv1d_scan::{
     MixerParams, MixerSegment, mamba_split_conv1d_scan,
 };
-use hybra_kernels::ops::product::{Write, product};
+use hybra_kernels::ops::product::{Operand, Write, product, product_bf16};
 use hybra_kernels::ops::rms_norm::rms_norm;
 use hybra_kernels::ops::ssd::SsdParams;
 use hybra_kernels::ops::ssm_state::SsmStateMut;
@@ -22,6 +23,7 @@ pub(super) struct Pass<'a> {
     pub(super) config: &'a Config,
     pub(super) documents: &'a [usize],
     pub(super) eps: f32,
+    pub(super) precision: Precision,
 }
 
 /// What a block keeps.
@@ -139,8 +141,7 @@ impl Pass<'_> {
                 let width = m.intermediate_size;
                 self.project(&scratch.normed, h, up_proj, &mut saved.wide);
                 let up = sized(&mut scratch.dwide, saved.wide.len());
-                up.copy_from_slice(&saved.wide);
-                relu2(self.cpu, MatMut::new(up, width));
+                relu2_of(self.cpu, MatRef::new(&saved.wide, width), MatMut::new(up, width));
                 self.project(
                     &scratch.dwide[..saved.wide.len()],
                     width,
@@ -154,12 +155,34 @@ impl Pass<'_> {
         add_assign(self.cpu, hidden, MatRef::new(&scratch.out, h));
     }
 
+    /// `out (+)= a · b` with the reduction along features.
+    pub(super) fn product<'a, 'b>(
+        &self,
+        a: MatRef<'a>,
+        b: impl Into<Operand<'b>>,
+        out: MatMut,
+        write: Write,
+    ) {
+        match self.precision {
+            Precision::F32 => product(self.cpu, a, b, out, write),
+            Precision::Bf16 => product_bf16(self.cpu, a, b, &[a.cols()], out, write),
+        }
+    }
+
+    /// `dw += dᵀ · x`, the reduction along tokens, document by document.
+    pub(super) fn add_weight_gradient(&self, d: MatRef, x: MatRef, dw: MatMut) {
+        match self.precision {
+            Precision::F32 => product(self.cpu, d.t(), x, dw, Write::Add),
+            Precision::Bf16 => product_bf16(self.cpu, d.t(), x, self.documents, dw, Write::Add),
+        }
+    }
+
     /// `out = x · wᵀ`, x with `cols` columns.
     fn project(&self, x: &[f32], cols: usize, w: &[f32], out: &mut Vec<f32>) {
         let rows = w.len() / cols;
         out.resize(x.len() / cols * rows, 0.0);
         let (x, w) = (MatRef::new(x, cols), MatRef::new(w, cols));
-        product(self.cpu, x, w.t(), MatMut::new(out, rows), Write::Store);
+        self.product(x, w.t(), MatMut::new(out, rows), Write::Store);
     }
 
     fn mamba2(
@@ -210,7 +233,7 @@ impl Pass<'_> {
         for (w, width) in [(q_proj, q_width), (k_proj, kv_width), (v_proj, kv_width)] {
             let out = rest.split_off_mut(..tokens * width).expect("q, k and v");
             let (x, w) = (MatRef::new(&scratch.normed, h), MatRef::new(w, h));
-            product(self.cpu, x, w.t(), MatMut::new(out, width), Write::Store);
+            self.product(x, w.t(), MatMut::new(out, width), Write::Store);
         }
         let [q, k, v] = split_qkv(a, tokens, &saved.wide);
         let mut from = 0;
