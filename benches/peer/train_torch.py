@@ -32,6 +32,7 @@ Example:
 """
 
 import argparse
+import datetime
 import json
 import os
 import pathlib
@@ -683,6 +684,14 @@ def processor():
     return {"cpu": names[0] if names else platform.processor(), "cpus": os.cpu_count()}
 
 
+def commit():
+    """Of this checkout, `-changed` where files differ from it."""
+    here = pathlib.Path(__file__).parent
+    command = ["git", "describe", "--always", "--exclude=*", "--dirty=-changed"]
+    done = subprocess.run(command, cwd=here, text=True, capture_output=True, check=False)
+    return done.stdout.strip() or None
+
+
 def main():
     args = arguments()
     if args.child:
@@ -693,7 +702,8 @@ def main():
         record["check"] = check(args)
         bad = not all(row["passed"] for row in record["check"])
     if not bad and (args.preset or args.config):
-        record |= {"config": args.preset or str(args.config), "tokens": args.tokens,
+        record |= {"date": datetime.date.today().isoformat(), "commit": commit(),
+                   "config": args.preset or str(args.config), "tokens": args.tokens,
                    "length": args.length, "steps": args.steps, "threads": args.threads,
                    "micro": args.micro, "optimizer": args.optimizer, "malloc": args.malloc,
                    "precision": args.precision, "bf16": args.bf16, "autotune": args.autotune,

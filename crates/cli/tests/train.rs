@@ -111,6 +111,26 @@ fn a_killed_run_ends_in_the_same_bytes() {
 }
 
 #[test]
+fn products_of_bf16_give_the_same_bytes_for_any_number_of_threads() {
+    let directory = prepared();
+    let at = directory.path();
+    for (output, precision, threads) in
+        [("one", "bf16", "1"), ("two", "bf16", "2"), ("f32", "f32", "2")]
+    {
+        let precision = format!("precision={precision}");
+        let more = ["--set", &precision, "--set", "steps=12", "--threads", threads];
+        hybra(at, &train(output, &more));
+    }
+    assert_same_runs(&at.join("one"), &at.join("two"));
+    let log = |run: &str| fs::read(at.join(run).join("log.jsonl")).unwrap();
+    assert!(log("f32") != log("one"), "nothing was rounded");
+    let error = hybra_fails(at, &train("one", &["--set", "precision=f32", "--set", "steps=12"]));
+    assert!(error.contains("precision"), "{error}");
+    let error = hybra_fails(at, &train("other", &["--set", "precision=fp8"]));
+    assert!(error.contains("precision") && error.contains("`f32` or `bf16`"), "{error}");
+}
+
+#[test]
 fn a_run_goes_on_with_its_own_settings_only() {
     let directory = prepared();
     let at = directory.path();
