@@ -20,8 +20,8 @@ clients() {
 # Of the distribution.
 packages() {
     [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null || return 0
-    timeout 120 apt-get update -qq &&
-        DEBIAN_FRONTEND=noninteractive timeout 240 apt-get install -y -qq "$@" >/dev/null
+    timeout --foreground 120 apt-get update -qq &&
+        DEBIAN_FRONTEND=noninteractive timeout --foreground 240 apt-get install -y -qq "$@" >/dev/null
 }
 
 chromium() {

@@ -12,8 +12,9 @@ compiled      `torch.compile` of the same model; needs a C++ compiler
 
 The processes keep freed memory (glibc settings, else page faults take a large share of a step);
 `--malloc default` measures without that. `--hybra BINARY` measures Hybra's trainer as well, before and after the others: the recipe of
-runs/default-model in its shape (that of `--preset teacher-s`), packs of as many tokens as a step has,
-with its data loading; only its replies are learned, which spares it a small part of the head.
+runs/default-model in its shape (that of `--preset teacher-s`), packs of as many tokens as a step
+has, with its data loading; only its replies are learned, which spares it a small part of the head.
+Under `--bf16` the head of the others is bf16 as well, Hybra's is f32.
 `--check DIR` first compares loss and gradients of the
 models with DIR/reference.safetensors and measures nothing unless told a config as well.
 
@@ -599,11 +600,14 @@ def hybra(args):
             "tokens_per_second": {"median": statistics.median(speeds), "min": min(speeds),
                                   "max": max(speeds)},
             "step_seconds": [row["seconds"] for row in rows],
-            "cpu_seconds_per_step": (usage.ru_utime + usage.ru_stime) / steps,
+            "cpu_seconds_of_the_run_per_step": (usage.ru_utime + usage.ru_stime) / steps,
             "peak_resident_bytes": usage.ru_maxrss * 1024}
 
 
 def measure(args):
+    if os.getloadavg()[0] > 0.5:
+        print(f"other work runs here (load {os.getloadavg()[0]:.1f}); speeds will be too low",
+              file=sys.stderr)
     results = [hybra(args)] if args.hybra else []
     results += measure_torch(args)
     return results + ([hybra(args)] if args.hybra else [])
@@ -612,9 +616,6 @@ def measure(args):
 def measure_torch(args):
     chosen = VARIANTS if args.variant == "all" else (args.variant,)
     results, chunks = [], {}
-    if os.getloadavg()[0] > 0.5:
-        print(f"other work runs here (load {os.getloadavg()[0]:.1f}); speeds will be too low",
-              file=sys.stderr)
     for variant in chosen:
         if variant == "compiled" and not (os.environ.get("CXX") or shutil.which("g++")
                                           or shutil.which("clang++")):

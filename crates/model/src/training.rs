@@ -1,4 +1,5 @@
-//! A model under training: forward and backward over packed documents, in f32 or with products of bf16.
+//! A model under training: forward and backward over packed documents, in f32 or with products of
+//! bf16.
 //!
 //! Parameters and gradients are flat vectors in the order of a [`Layout`]. The forward pass runs
 //! the ops of [`crate::NemotronH`] between the projections, document by document from empty

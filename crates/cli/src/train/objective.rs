@@ -29,7 +29,7 @@ pub(crate) fn distil(run: &RunConfig, model: &ModelFiles) -> Result<Box<dyn Obje
     let distil =
         run.distil.clone().context("[distil]: expected `teacher = DIR`; found no table")?;
     let teacher = match (&distil.teacher, &distil.cache) {
-        (Some(dir), None) => Some(teacher(run, dir, model)?.1),
+        (Some(dir), None) => Some(teacher(dir, model)?.1),
         _ => None,
     };
     Ok(Box::new(Distillation::new(trained(run, model), teacher, distil)))
@@ -67,11 +67,10 @@ fn reference(run: &RunConfig, model: &ModelFiles, begun: &[f32]) -> Weighted {
     Weighted { model, parameters }
 }
 
-/// The teacher in `dir`, and the hash of its weights.
-fn teacher(run: &RunConfig, dir: &Path, student: &ModelFiles) -> Result<(String, Weighted)> {
+/// The teacher in `dir`, in f32 as what a cache holds of it, and the hash of its weights.
+fn teacher(dir: &Path, student: &ModelFiles) -> Result<(String, Weighted)> {
     let source = source::resolve(Some(&dir.to_string_lossy())).context("[distil]: teacher")?;
-    let (mut teacher, name) = (weighted(&source)?, dir.display());
-    teacher.model = teacher.model.with_precision(run.precision);
+    let (teacher, name) = (weighted(&source)?, dir.display());
     let (of, own) = (teacher.model.config().vocab_size, student.config.vocab_size);
     if of != own {
         bail!("{name}: the teacher's vocabulary has {of} entries, the student's {own}");
@@ -147,7 +146,7 @@ pub(crate) fn write_cache(
     let Some(DistilConfig { teacher: Some(from), temperature, .. }) = &run.distil else {
         bail!("[distil]: expected `teacher = DIR`; found none");
     };
-    let (hash, teacher) = teacher(run, from, model)?;
+    let (hash, teacher) = teacher(from, model)?;
     let vocab = teacher.model.config().vocab_size;
     if !(1..=vocab).contains(&top_k) {
         bail!("--top-k: expected 1 to the vocabulary's {vocab}, found {top_k}");

@@ -1,6 +1,7 @@
 //! Functions of single values.
 //!
-//! - [`relu2`], [`relu2_of`]: `max(x, 0)²` in place or not (So et al. 2021, "Primer"), NaN stays NaN.
+//! - [`relu2`], [`relu2_of`]: `max(x, 0)²`, in place or not (So et al. 2021, "Primer"), NaN stays
+//!   NaN.
 //! - [`relu2_backward`]: its gradient, `dx ← 2·max(x, 0)·dx`.
 //! - [`add_assign`]: `x ← x + y`, the residual stream.
 //! - `softplus`: `ln(1 + eˣ)`, without overflow and without loss for small arguments.
@@ -169,9 +170,12 @@ mod tests {
             }
             let width = cols + 2;
             for (isa, got) in on_every_cpu(|cpu| {
-                let mut x = x.clone();
-                relu2(cpu, MatMut::new(&mut x, width).columns(0, cols));
-                x
+                let (mut in_place, mut out) = (x.clone(), x.clone());
+                relu2(cpu, MatMut::new(&mut in_place, width).columns(0, cols));
+                let to = MatMut::new(&mut out, width).columns(0, cols);
+                relu2_of(cpu, MatRef::new(&x, width).columns(0, cols), to);
+                assert_same_bits(&out, &in_place, "not in place");
+                out
             }) {
                 for (i, (&got, &x)) in got.iter().zip(&x).enumerate() {
                     let want =

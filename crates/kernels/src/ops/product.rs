@@ -6,8 +6,8 @@
 //! added up document by document has the bits of one product over all documents.
 //!
 //! Blocking: a worker copies a panel of b, `BLOCK_K` by up to `PANEL` columns, into a scratch that
-//! stays in the second cache, and multiplies register tiles of rows of a with it. Products of few rows
-//! (those of an SSD chunk) take b from where it is, which costs less than the copy.
+//! stays in the second cache, and multiplies register tiles of rows of a with it. Products of few
+//! rows (those of an SSD chunk) take b from where it is, which costs less than the copy.
 
 mod bf16;
 
@@ -15,7 +15,7 @@ pub use bf16::product_bf16;
 
 use crate::buffer::{MatMut, MatRef};
 use crate::ops::ssd_tile::{KMajor, accumulate as accumulate_columns};
-use crate::ops::tile::{Tiled, accumulate as accumulate_rows, cover};
+use crate::ops::tile::{MAX_ROWS, Tiled, accumulate as accumulate_rows, cover};
 use crate::simd::{Simd, WithSimd, dispatch};
 use crate::{Cpu, Isa};
 use std::cell::RefCell;
@@ -24,7 +24,7 @@ use std::cell::RefCell;
 const BLOCK_K: usize = 256;
 /// Columns of the output that a worker takes together; whole vectors on every instruction set.
 const PANEL: usize = 64;
-/// Rows of the output that a worker takes together: enough to pay for the copy of b.
+/// Most rows of the output that a worker takes together: enough to pay for the copy of b.
 const PANEL_ROWS: usize = 384;
 /// Up to so many rows of the output read b where it lies, if its vectors are whole.
 const IN_PLACE_ROWS: usize = 64;
@@ -97,10 +97,18 @@ pub fn product<'a, 'b>(
     check(a, b, &out);
     let operations = out.rows() * out.cols() * a.cols() / 8;
     let across = out.cols().div_ceil(PANEL).max(1);
-    cpu.pool().for_parts_sized(operations, out.tiles(PANEL_ROWS, PANEL), |i, out| {
-        let (from, col) = (i / across * PANEL_ROWS, i % across * PANEL);
+    let height = height(cpu, out.rows(), across, PANEL_ROWS);
+    cpu.pool().for_parts_sized(operations, out.tiles(height, PANEL), |i, out| {
+        let (from, col) = (i / across * height, i % across * PANEL);
         panel(isa, a.rows_at(from, out.rows()), b, col, out, write);
     });
+}
+
+/// Rows of the output for a worker to take together: nearly equal shares of at most `most`, and
+/// where there are few, enough for all threads.
+fn height(cpu: &Cpu, rows: usize, across: usize, most: usize) -> usize {
+    let parts = rows.div_ceil(most).max(cpu.pool().threads().div_ceil(across));
+    rows.div_ceil(parts).max(1).next_multiple_of(MAX_ROWS)
 }
 
 /// [`product`] on the calling thread.

@@ -5,12 +5,13 @@
 //! **Every output is one left fold over k, two products at a time** ([`Simd::dot_bf16`]), whatever
 //! the shapes and the tile it falls in. The caller cuts k into pieces; one of odd length ends with a
 //! pair of which half is zero. So a gradient whose pieces are documents has the same bits whatever
-//! else is packed with them, and no bits depend on the number of rows or of threads.
+//! else is packed with them, and no bits depend on the number of rows or of threads. They do depend
+//! on whether the CPU has an instruction for this (AVX-512 BF16): it rounds on its own terms.
 //!
 //! Blocking: as for f32, and a worker rounds its rows of a as well as its panel of b, pairs along k
 //! side by side; panels are wider, so that each rounding serves more products.
 
-use super::{Operand, Tile, Write, check};
+use super::{Operand, Tile, Write, check, height};
 use crate::buffer::{MatMut, MatRef};
 use crate::ops::tile::{Tiled, cover};
 use crate::simd::{Simd, WithSimd, bf16_bits, dispatch_bf16};
@@ -21,7 +22,7 @@ use std::cell::RefCell;
 const BLOCK_PAIRS: usize = 128;
 /// Columns of the output that a worker takes together; whole vectors on every instruction set.
 const PANEL: usize = 128;
-/// Rows of the output that a worker takes together; their rounded block stays in the second cache.
+/// Most rows of the output that a worker takes together; their rounded block stays in the second cache.
 const PANEL_ROWS: usize = 384;
 /// Pairs that are transposed together: what is read and written stays in the first cache.
 const TRANSPOSED_PAIRS: usize = 32;
@@ -55,8 +56,9 @@ pub fn product_bf16<'a, 'b>(
     assert_eq!(pieces.iter().sum::<usize>(), a.cols(), "product: pieces of the reduction");
     let operations = out.rows() * out.cols() * a.cols() / 16;
     let across = out.cols().div_ceil(PANEL).max(1);
-    cpu.pool().for_parts_sized(operations, out.tiles(PANEL_ROWS, PANEL), |i, out| {
-        let (from, col) = (i / across * PANEL_ROWS, i % across * PANEL);
+    let height = height(cpu, out.rows(), across, PANEL_ROWS);
+    cpu.pool().for_parts_sized(operations, out.tiles(height, PANEL), |i, out| {
+        let (from, col) = (i / across * height, i % across * PANEL);
         panel(isa, a.rows_at(from, out.rows()), b, pieces, col, out, write);
     });
 }
@@ -325,6 +327,32 @@ mod tests {
             }
             assert_same_bits(&parts, &whole, "parts");
             whole
+        });
+    }
+
+    /// Columns of wider matrices, a piece of no length, and no reduction at all.
+    #[test]
+    fn parts_of_matrices_are_operands_and_outputs() {
+        let (m, k, n) = (33, 50, 20);
+        let (a, b) = (values(m * 60, 1), values(k * 48, 2));
+        let dense = |v: &[f32], width: usize, from: usize, cols: usize| -> Vec<f32> {
+            v.chunks(width).flat_map(|row| row[from..from + cols].to_vec()).collect()
+        };
+        let (dense_a, dense_b) = (dense(&a, 60, 7, k), dense(&b, 48, 5, n));
+        on_every_cpu(|cpu| {
+            let mut want = vec![0.0; m * n];
+            let (x, y) = (MatRef::new(&dense_a, k), MatRef::new(&dense_b, n));
+            product_bf16(cpu, x, y, &[k], MatMut::new(&mut want, n), Write::Store);
+            let mut wide = vec![7.0; m * 32];
+            let (x, y) = (MatRef::new(&a, 60).columns(7, k), MatRef::new(&b, 48).columns(5, n));
+            let out = MatMut::new(&mut wide, 32).columns(3, n);
+            product_bf16(cpu, x, y, &[0, k, 0], out, Write::Store);
+            assert_same_bits(&dense(&wide, 32, 3, n), &want, "columns");
+            assert!(wide.chunks(32).all(|row| row[..3] == [7.0; 3] && row[3 + n..] == [7.0; 9]));
+            let (none, out) = (MatRef::new(&[], m), MatMut::new(&mut want, n));
+            product_bf16(cpu, none.t(), MatRef::new(&[], n), &[], out, Write::Store);
+            assert_eq!(want, vec![0.0; m * n]);
+            wide
         });
     }
 
