@@ -346,6 +346,27 @@ unsafe impl<A: Parts, B: Parts> Parts for (A, B) {
     }
 }
 
+/// Values of 4 bytes in a cache line.
+const LINE: usize = 16;
+
+/// `len` values of a buffer, from the start of a cache line on: loads and stores of 64 bytes that
+/// cross lines are slow. The buffer only grows; what was there stays as long as it does not.
+pub(crate) fn on_line<T: Copy + Default>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
+    const { assert!(size_of::<T>() == 4) };
+    if buffer.len() < len + LINE {
+        buffer.reserve_exact(len + LINE - buffer.len());
+        buffer.resize(len + LINE, T::default());
+    }
+    let start = line_start(buffer);
+    &mut buffer[start..start + len]
+}
+
+/// Where [`on_line`] begins.
+#[inline(always)]
+pub(crate) fn line_start<T>(buffer: &[T]) -> usize {
+    buffer.as_ptr().align_offset(4 * LINE)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

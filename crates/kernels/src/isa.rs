@@ -15,13 +15,15 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ, VL and VNNI, 16 lanes.
     Avx512,
+    /// The same, with AMX tiles for products of bf16.
+    Amx,
 }
 
 /// Why `HYBRA_ISA` cannot be obeyed.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum IsaError {
     /// The value is no instruction set's name.
-    #[error("HYBRA_ISA={0:?}: expected one of avx512, avx2, neon, scalar")]
+    #[error("HYBRA_ISA={0:?}: expected one of amx, avx512, avx2, neon, scalar")]
     Unknown(String),
     /// The machine lacks it.
     #[error("HYBRA_ISA={0}: this machine has only {1}")]
@@ -30,7 +32,7 @@ pub enum IsaError {
 
 impl Isa {
     /// All instruction sets, weakest first.
-    pub const ALL: [Isa; 4] = [Isa::Scalar, Isa::Neon, Isa::Avx2, Isa::Avx512];
+    pub const ALL: [Isa; 5] = [Isa::Scalar, Isa::Neon, Isa::Avx2, Isa::Avx512, Isa::Amx];
 
     /// The name used by `HYBRA_ISA`.
     pub fn name(self) -> &'static str {
@@ -39,6 +41,7 @@ impl Isa {
             Isa::Neon => "neon",
             Isa::Avx2 => "avx2",
             Isa::Avx512 => "avx512",
+            Isa::Amx => "amx",
         }
     }
 
@@ -51,8 +54,10 @@ impl Isa {
             Isa::Avx2 => crate::arch::x86_64::Avx2::new().is_some(),
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512 => crate::arch::x86_64::Avx512::<false>::new().is_some(),
+            #[cfg(target_arch = "x86_64")]
+            Isa::Amx => crate::arch::x86_64::Amx::new().is_some(),
             #[cfg(not(target_arch = "x86_64"))]
-            Isa::Avx2 | Isa::Avx512 => false,
+            Isa::Avx2 | Isa::Avx512 | Isa::Amx => false,
         }
     }
 
@@ -112,6 +117,8 @@ mod tests {
                 Err(e) => assert!(e.to_string().contains("this machine has only scalar"), "{e}"),
             }
         }
-        assert!(Isa::parse("sse9").unwrap_err().to_string().contains("avx512, avx2, neon, scalar"));
+        assert!(
+            Isa::parse("sse9").unwrap_err().to_string().contains("amx, avx512, avx2, neon, scalar")
+        );
     }
 }

@@ -41,12 +41,12 @@ pub fn f32_fma(cpu: &Cpu) -> ArithmeticLimit {
 
 /// Dot products of bf16 with sums in f32; `None` where the CPU has no instruction for them.
 pub fn bf16_dot(cpu: &Cpu) -> Option<ArithmeticLimit> {
-    peaks::bf16_dot().map(|peak| arithmetic(cpu, peak))
+    peaks::bf16_dot(cpu.isa()).map(|peak| arithmetic(cpu, peak))
 }
 
 /// Dot products of int8 with sums in int32; `None` where the CPU has no instruction for them.
 pub fn int8_dot(cpu: &Cpu) -> Option<ArithmeticLimit> {
-    peaks::int8_dot().map(|peak| arithmetic(cpu, peak))
+    peaks::int8_dot(cpu.isa()).map(|peak| arithmetic(cpu, peak))
 }
 
 fn arithmetic(cpu: &Cpu, peak: PeakLoop) -> ArithmeticLimit {

@@ -27,7 +27,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// The first `LANES` bf16 bit patterns of `s`, widened; panics if there are fewer.
     fn load_bf16(self, s: &[u16]) -> Self::V;
     /// Stores as bf16 bit patterns, rounded to nearest, ties to even; panics if `s` is shorter
-    /// than a vector.
+    /// than a vector. (With [`dispatch_bf16`] subnormal numbers may become zero, as they do in
+    /// [`Self::dot_bf16`].)
     #[inline(always)]
     fn store_bf16(self, v: Self::V, s: &mut [u16]) {
         let mut buffer = [0.0; 16];
@@ -111,6 +112,24 @@ pub trait Simd: Copy + Send + Sync + 'static {
     fn to_f32(self, a: Self::I) -> Self::V;
     /// `acc + w₀a₀ + w₁a₁` over the two bf16 of every lane.
     fn dot_bf16(self, acc: Self::V, w: Self::I, a: Self::I) -> Self::V;
+    /// Pairs of bf16, those of `low` in the lower halves; rounded as by [`Self::store_bf16`].
+    #[inline(always)]
+    fn pair_bf16(self, low: Self::V, high: Self::V) -> Self::I {
+        let (mut halves, mut pairs) = ([[0; 16]; 2], [0; 16]);
+        self.store_bf16(low, &mut halves[0]);
+        self.store_bf16(high, &mut halves[1]);
+        for (i, pair) in pairs.iter_mut().enumerate() {
+            *pair = u32::from(halves[0][i]) | u32::from(halves[1][i]) << 16;
+        }
+        self.load_i(bytemuck::cast_slice(&pairs))
+    }
+    /// `a − x` of every byte, modulo 256.
+    #[inline(always)]
+    fn sub_bytes(self, a: Self::I, x: u8) -> Self::I {
+        let mut bytes = [0; 64];
+        self.store_i(a, &mut bytes);
+        self.load_i(&bytes.map(|byte| byte.wrapping_sub(x)))
+    }
     /// Asks for the cache line where `s` begins: a hint that changes no value.
     #[inline(always)]
     fn prefetch<T>(self, _s: &[T]) {}
@@ -205,7 +224,9 @@ pub fn dispatch<O: WithSimd>(isa: Isa, op: O) -> O::Output {
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => crate::arch::x86_64::Avx2::new().expect("AVX2 and FMA").vectorize(op),
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 => crate::arch::x86_64::Avx512::<false>::new().expect("AVX-512").vectorize(op),
+        Isa::Avx512 | Isa::Amx => {
+            crate::arch::x86_64::Avx512::<false>::new().expect("AVX-512").vectorize(op)
+        }
         #[cfg(target_arch = "aarch64")]
         Isa::Neon => crate::arch::aarch64::Neon::new().expect("NEON").vectorize(op),
         #[allow(unreachable_patterns)]
@@ -217,7 +238,7 @@ pub fn dispatch<O: WithSimd>(isa: Isa, op: O) -> O::Output {
 /// where there is one.
 pub fn dispatch_bf16<O: WithSimd>(isa: Isa, op: O) -> O::Output {
     #[cfg(target_arch = "x86_64")]
-    if isa == Isa::Avx512
+    if isa >= Isa::Avx512
         && let Some(token) = crate::arch::x86_64::Avx512::<true>::new()
     {
         return token.vectorize(op);

@@ -7,5 +7,6 @@
 pub mod aarch64;
 pub mod peaks;
 pub mod scalar;
+pub(crate) mod tiles;
 #[cfg(target_arch = "x86_64")]
 pub mod x86_64;

@@ -3,6 +3,8 @@
 //! Invariant: a [`PeakLoop`] exists only where the CPU has its instruction. The loops keep enough
 //! independent accumulators in registers to fill every execution unit, and read no memory.
 
+use crate::Isa;
+
 /// A loop over one instruction.
 #[derive(Clone, Copy)]
 pub struct PeakLoop {
@@ -16,16 +18,25 @@ pub struct PeakLoop {
 impl PeakLoop {
     /// Runs `turns` turns on the calling thread.
     pub fn run(&self, turns: usize) {
-        // SAFETY: `bf16_dot` and `int8_dot` make a loop only where the CPU has its features.
+        // SAFETY: the functions below make a loop only where the CPU has its features.
         unsafe { (self.body)(turns) }
     }
 }
 
-pub use loops::{bf16_dot, int8_dot};
+/// Dot products of bf16, on the matrix unit where `isa` has one.
+pub fn bf16_dot(isa: Isa) -> Option<PeakLoop> {
+    if isa == Isa::Amx { loops::bf16_tiles() } else { loops::bf16_dot() }
+}
+
+/// Dot products of bytes, on the matrix unit where `isa` has one.
+pub fn int8_dot(isa: Isa) -> Option<PeakLoop> {
+    if isa == Isa::Amx { loops::int8_tiles() } else { loops::int8_dot() }
+}
 
 #[cfg(target_arch = "x86_64")]
 mod loops {
     use super::PeakLoop;
+    use crate::arch::x86_64::Amx;
     use core::arch::x86_64::*;
     use std::hint::black_box;
 
@@ -34,8 +45,26 @@ mod loops {
     /// Accumulators of the 256-bit loops, of 16 registers.
     const NARROW: usize = 10;
 
+    /// `TDPBF16PS` on whole tiles, where the CPU has it.
+    pub(super) fn bf16_tiles() -> Option<PeakLoop> {
+        Amx::new().map(|_| PeakLoop {
+            instruction: "tdpbf16ps",
+            ops_per_turn: Amx::PRODUCTS * 16 * 16 * 32 * 2,
+            body: |turns| Amx::new().expect("AMX").turn_bf16(turns),
+        })
+    }
+
+    /// `TDPBSSD` on whole tiles, where the CPU has it.
+    pub(super) fn int8_tiles() -> Option<PeakLoop> {
+        Amx::new().map(|_| PeakLoop {
+            instruction: "tdpbssd",
+            ops_per_turn: Amx::PRODUCTS * 16 * 16 * 64 * 2,
+            body: |turns| Amx::new().expect("AMX").turn_bytes(turns),
+        })
+    }
+
     /// `VDPBF16PS` on 512 bits, where the CPU has it.
-    pub fn bf16_dot() -> Option<PeakLoop> {
+    pub(super) fn bf16_dot() -> Option<PeakLoop> {
         let found = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16");
         found.then_some(PeakLoop {
             instruction: "vdpbf16ps",
@@ -45,7 +74,7 @@ mod loops {
     }
 
     /// The widest dot product of bytes: AVX-512 VNNI, AVX-VNNI, or AVX2 by way of 16 bits.
-    pub fn int8_dot() -> Option<PeakLoop> {
+    pub(super) fn int8_dot() -> Option<PeakLoop> {
         let (instruction, ops_per_turn, body): (_, _, unsafe fn(usize)) =
             if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni") {
                 ("vpdpbusd, 512 bits", WIDE * 64 * 2, vpdpbusd_512)
@@ -153,8 +182,18 @@ mod loops {
         };
     }
 
+    /// No matrix unit is known.
+    pub(super) fn bf16_tiles() -> Option<PeakLoop> {
+        None
+    }
+
+    /// No matrix unit is known.
+    pub(super) fn int8_tiles() -> Option<PeakLoop> {
+        None
+    }
+
     /// `BFDOT`, where the CPU has it.
-    pub fn bf16_dot() -> Option<PeakLoop> {
+    pub(super) fn bf16_dot() -> Option<PeakLoop> {
         let found = is_aarch64_feature_detected!("bf16");
         found.then_some(PeakLoop {
             instruction: "bfdot",
@@ -164,7 +203,7 @@ mod loops {
     }
 
     /// `SDOT`, where the CPU has it.
-    pub fn int8_dot() -> Option<PeakLoop> {
+    pub(super) fn int8_dot() -> Option<PeakLoop> {
         let found = is_aarch64_feature_detected!("dotprod");
         found.then_some(PeakLoop { instruction: "sdot", ops_per_turn: UNROLL * 16 * 2, body: sdot })
     }
@@ -188,13 +227,23 @@ mod loops {
 mod loops {
     use super::PeakLoop;
 
-    /// No loop is written for this architecture.
-    pub fn bf16_dot() -> Option<PeakLoop> {
+    /// No matrix unit is known.
+    pub(super) fn bf16_tiles() -> Option<PeakLoop> {
+        None
+    }
+
+    /// No matrix unit is known.
+    pub(super) fn int8_tiles() -> Option<PeakLoop> {
         None
     }
 
     /// No loop is written for this architecture.
-    pub fn int8_dot() -> Option<PeakLoop> {
+    pub(super) fn bf16_dot() -> Option<PeakLoop> {
+        None
+    }
+
+    /// No loop is written for this architecture.
+    pub(super) fn int8_dot() -> Option<PeakLoop> {
         None
     }
 }

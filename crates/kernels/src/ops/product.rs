@@ -10,6 +10,7 @@
 //! rows (those of an SSD chunk) take b from where it is, which costs less than the copy.
 
 mod bf16;
+mod bf16_tiles;
 
 pub use bf16::product_bf16;
 

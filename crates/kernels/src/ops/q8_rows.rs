@@ -11,7 +11,7 @@
 //! buffers only grow, so rows of a size seen before allocate nothing.
 
 use crate::Cpu;
-use crate::buffer::{Chunks, MatRef};
+use crate::buffer::{Chunks, MatRef, line_start, on_line};
 use crate::simd::{Simd, WithSimd, dispatch};
 
 /// Values that share a scale.
@@ -29,10 +29,8 @@ pub struct Q8Rows {
     cols: usize,
     /// Four values to a word.
     words: Vec<u32>,
-    /// d of every block.
-    scales: Vec<f32>,
-    /// d Σ q of every block.
-    sums: Vec<f32>,
+    /// d and d Σ q of every block.
+    factors: Vec<[f32; 2]>,
     /// −8 Σ q of every block.
     offsets: Vec<i32>,
     /// −8 Σ q of every half block.
@@ -45,30 +43,26 @@ impl Q8Rows {
         let (rows, cols) = (x.rows(), x.cols());
         let blocks = cols.div_ceil(BLOCK);
         (self.rows, self.cols) = (rows, cols);
-        grow(&mut self.words, rows * blocks * WORDS);
-        grow(&mut self.scales, rows * blocks);
-        grow(&mut self.sums, rows * blocks);
+        let words = on_line(&mut self.words, rows * blocks * WORDS);
+        grow(&mut self.factors, rows * blocks);
         grow(&mut self.offsets, rows * blocks);
         grow(&mut self.half_offsets, rows * blocks * 2);
         let height = (VALUES_PER_PART / cols.max(1)).max(1);
         let part = height * blocks;
         let parts = (
             (
-                Chunks::new(&mut self.words[..rows * blocks * WORDS], part * WORDS),
-                Chunks::new(&mut self.scales[..rows * blocks], part),
+                Chunks::new(words, part * WORDS),
+                Chunks::new(&mut self.factors[..rows * blocks], part),
             ),
             (
-                Chunks::new(&mut self.sums[..rows * blocks], part),
-                (
-                    Chunks::new(&mut self.offsets[..rows * blocks], part),
-                    Chunks::new(&mut self.half_offsets[..rows * blocks * 2], part * 2),
-                ),
+                Chunks::new(&mut self.offsets[..rows * blocks], part),
+                Chunks::new(&mut self.half_offsets[..rows * blocks * 2], part * 2),
             ),
         );
         let isa = cpu.isa();
-        let task = |i: usize, ((words, scales), (sums, (offsets, half_offsets)))| {
+        let task = |i: usize, ((words, factors), (offsets, half_offsets))| {
             let first = i * height;
-            dispatch(isa, Quantize { x, first, words, scales, sums, offsets, half_offsets });
+            dispatch(isa, Quantize { x, first, words, factors, offsets, half_offsets });
         };
         cpu.pool().for_parts_sized(rows * cols * 4, parts, task);
     }
@@ -90,15 +84,25 @@ impl Q8Rows {
         self.cols.div_ceil(BLOCK)
     }
 
+    /// The bytes of all rows, one after the other.
+    #[inline(always)]
+    pub(crate) fn words(&self) -> &[u32] {
+        &self.words[line_start(&self.words)..][..self.rows * self.blocks() * WORDS]
+    }
+
+    /// d and d Σ q of the blocks of all rows.
+    pub(crate) fn factors(&self) -> &[[f32; 2]] {
+        &self.factors[..self.rows * self.blocks()]
+    }
+
     /// The parts of row `r`.
     #[inline(always)]
     pub(crate) fn row(&self, r: usize) -> Q8Row<'_> {
         let blocks = self.blocks();
         let at = r * blocks..(r + 1) * blocks;
         Q8Row {
-            words: &self.words[at.start * WORDS..at.end * WORDS],
-            scales: &self.scales[at.clone()],
-            sums: &self.sums[at.clone()],
+            words: &self.words()[at.start * WORDS..at.end * WORDS],
+            factors: &self.factors[at.clone()],
             half_offsets: &self.half_offsets[at.start * 2..at.end * 2],
             offsets: &self.offsets[at],
         }
@@ -107,7 +111,7 @@ impl Q8Rows {
     /// Bytes held.
     #[must_use]
     pub fn bytes(&self) -> usize {
-        let words = self.words.capacity() + self.scales.capacity() + self.sums.capacity();
+        let words = self.words.capacity() + 2 * self.factors.capacity();
         4 * (words + self.offsets.capacity() + self.half_offsets.capacity())
     }
 }
@@ -123,8 +127,7 @@ fn grow<T: Copy + Default>(buffer: &mut Vec<T>, len: usize) {
 #[derive(Clone, Copy)]
 pub(crate) struct Q8Row<'a> {
     pub(crate) words: &'a [u32],
-    pub(crate) scales: &'a [f32],
-    pub(crate) sums: &'a [f32],
+    pub(crate) factors: &'a [[f32; 2]],
     pub(crate) offsets: &'a [i32],
     pub(crate) half_offsets: &'a [i32],
 }
@@ -134,8 +137,7 @@ struct Quantize<'a> {
     /// First row.
     first: usize,
     words: &'a mut [u32],
-    scales: &'a mut [f32],
-    sums: &'a mut [f32],
+    factors: &'a mut [[f32; 2]],
     offsets: &'a mut [i32],
     half_offsets: &'a mut [i32],
 }
@@ -146,7 +148,7 @@ impl WithSimd for Quantize<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
         let blocks = self.x.cols().div_ceil(BLOCK);
-        for (i, scale) in self.scales.iter_mut().enumerate() {
+        for (i, [scale, sum]) in self.factors.iter_mut().enumerate() {
             let (row, from) = (self.x.row(self.first + i / blocks), i % blocks * BLOCK);
             let words: &mut [u8] = bytemuck::cast_slice_mut(&mut self.words[i * WORDS..][..WORDS]);
             let half: [f32; 2] = if from + BLOCK <= row.len() {
@@ -159,7 +161,7 @@ impl WithSimd for Quantize<'_> {
             if cfg!(target_endian = "big") {
                 self.words[i * WORDS..][..WORDS].iter_mut().for_each(|w| *w = w.swap_bytes());
             }
-            self.sums[i] = *scale * (half[0] + half[1]);
+            *sum = *scale * (half[0] + half[1]);
             self.half_offsets[2 * i] = -8 * half[0] as i32;
             self.half_offsets[2 * i + 1] = -8 * half[1] as i32;
             self.offsets[i] = self.half_offsets[2 * i] + self.half_offsets[2 * i + 1];
@@ -206,9 +208,9 @@ impl Bf16Rows {
     pub fn round(&mut self, cpu: &Cpu, x: MatRef) {
         (self.rows, self.cols) = (x.rows(), x.cols());
         let width = x.cols().div_ceil(2);
-        grow(&mut self.words, x.rows() * width);
+        let words = on_line(&mut self.words, x.rows() * width);
         let height = (VALUES_PER_PART / x.cols().max(1)).max(1);
-        let parts = Chunks::new(&mut self.words[..x.rows() * width], height * width);
+        let parts = Chunks::new(words, height * width);
         cpu.pool().for_parts_sized(x.rows() * x.cols() * 2, parts, |i, words| {
             for (r, words) in words.chunks_mut(width).enumerate() {
                 let row = x.row(i * height + r).chunks(2);
@@ -236,7 +238,12 @@ impl Bf16Rows {
     #[inline(always)]
     pub(crate) fn row(&self, r: usize) -> &[u32] {
         let width = self.cols.div_ceil(2);
-        &self.words[r * width..(r + 1) * width]
+        &self.words()[r * width..(r + 1) * width]
+    }
+
+    /// All rows, one after the other.
+    pub(crate) fn words(&self) -> &[u32] {
+        &self.words[line_start(&self.words)..][..self.rows * self.cols.div_ceil(2)]
     }
 
     /// Bytes held.
@@ -281,10 +288,10 @@ mod tests {
                     let sum = |bytes: &[i8]| bytes.iter().map(|&v| i32::from(v)).sum::<i32>();
                     assert_eq!(row.offsets[b], -8 * sum(bytes));
                     assert_eq!(row.half_offsets[2 * b + 1], -8 * sum(&bytes[16..]));
-                    assert_eq!(row.sums[b], row.scales[b] * sum(bytes) as f32);
+                    assert_eq!(row.factors[b][1], row.factors[b][0] * sum(bytes) as f32);
                 }
                 for (i, &v) in bytes.iter().enumerate() {
-                    let d = row.scales[i / BLOCK];
+                    let d = row.factors[i / BLOCK][0];
                     let want = if i < cols { x.row(r)[i] } else { 0.0 };
                     assert!((f32::from(v) * d - want).abs() <= 0.5001 * d, "{r} {i}");
                     out.push(f32::from(v) * d);
@@ -300,9 +307,10 @@ mod tests {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut x = vec![0.0; 96];
             (x[3], x[40]) = (1.0, bad);
-            for (isa, scales) in
-                on_every_cpu(|cpu| quantized(cpu, MatRef::new(&x, 96)).scales.clone())
-            {
+            for (isa, scales) in on_every_cpu(|cpu| {
+                let factors = &quantized(cpu, MatRef::new(&x, 96)).factors;
+                factors.iter().map(|[scale, _]| *scale).collect()
+            }) {
                 assert!(scales[1].is_nan() && scales[2] == 0.0, "{isa} {bad}: {scales:?}");
                 assert!((scales[0] - 1.0 / 127.0).abs() < 1e-9);
             }

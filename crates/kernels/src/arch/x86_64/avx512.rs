@@ -127,6 +127,14 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     #[inline(always)]
     fn store_bf16(self, v: __m512, s: &mut [u16]) {
         assert!(s.len() >= 16);
+        if BF16 {
+            // SAFETY: `BF16` is true only where the CPU has AVX512_BF16; 16 values of 2 bytes are in
+            // bounds.
+            unsafe {
+                let half = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v));
+                return _mm256_storeu_si256(s.as_mut_ptr().cast(), half);
+            }
+        }
         // SAFETY: the token proves the features; 16 values of 2 bytes are in bounds.
         unsafe {
             let bits = _mm512_castps_si512(v);
@@ -338,6 +346,23 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             let a1 = _mm512_castsi512_ps(_mm512_and_si512(a, high));
             _mm512_fmadd_ps(w1, a1, _mm512_fmadd_ps(w0, a0, acc))
         }
+    }
+    #[inline(always)]
+    fn pair_bf16(self, low: __m512, high: __m512) -> __m512i {
+        let mut halves = [0; 32];
+        self.store_bf16(low, &mut halves);
+        self.store_bf16(high, &mut halves[16..]);
+        // SAFETY: the token proves the features; both halves have 16 values of 2 bytes.
+        unsafe {
+            let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(halves.as_ptr().cast()));
+            let high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(halves[16..].as_ptr().cast()));
+            _mm512_or_si512(low, _mm512_slli_epi32::<16>(high))
+        }
+    }
+    #[inline(always)]
+    fn sub_bytes(self, a: __m512i, x: u8) -> __m512i {
+        // SAFETY: the token proves the features.
+        unsafe { _mm512_sub_epi8(a, _mm512_set1_epi8(x as i8)) }
     }
     #[inline(always)]
     fn cast_f32(self, a: Self::I) -> Self::V {

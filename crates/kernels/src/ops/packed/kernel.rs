@@ -9,10 +9,12 @@
 //! A tile is up to `M` rows of activations by `V` vectors of rows of weights, held in registers.
 //! Rows read the packed panel as it is; in formats whose codes take work to put together, from
 //! [`Format::WIDEN_ROWS`] rows on, a worker first writes the panel with a byte per code into a
-//! scratch that stays in its second cache.
+//! scratch that stays in its second cache. Where the CPU has a matrix unit, many rows go to
+//! [`super::byte_tiles`].
 
 use super::format::{Format, GROUPS, Panel, ROWS, Wide, panel_bytes, widen};
-use super::{Epilogue, finish};
+use super::{Epilogue, Scratch, byte_tiles, finish};
+use crate::arch::tiles::Tiles;
 use crate::buffer::MatMut;
 use crate::ops::q8_rows::{Q8Row, Q8Rows, WORDS};
 use crate::ops::tile::even_share;
@@ -35,7 +37,9 @@ pub(crate) struct Panels<'a, F> {
     /// The panels' columns of the output.
     pub(crate) out: MatMut<'a>,
     pub(crate) epilogue: Epilogue,
-    pub(crate) scratch: &'a mut Vec<u8>,
+    pub(crate) scratch: &'a mut Scratch,
+    /// The CPU's matrix unit, where it has one.
+    pub(crate) tiles: Option<Tiles>,
     pub(crate) format: PhantomData<F>,
 }
 
@@ -49,10 +53,11 @@ impl<F: Format> WithSimd for Panels<'_, F> {
         let blocks = self.x.blocks();
         let bytes = panel_bytes::<F>(blocks);
         let count = self.data.len() / bytes;
+        let unit = byte_tiles::unit::<S, F>(self.tiles, self.x.rows());
         let widen_first = self.x.rows() >= F::WIDEN_ROWS;
         let wide_bytes = panel_bytes::<Wide<F>>(blocks);
-        if widen_first && self.scratch.len() < step * wide_bytes {
-            self.scratch.resize(step * wide_bytes, 0);
+        if unit.is_none() && widen_first && self.scratch.wide.len() < step * wide_bytes {
+            self.scratch.wide.resize(step * wide_bytes, 0);
         }
         for first in (0..count).step_by(step) {
             let here = step.min(count - first);
@@ -61,16 +66,23 @@ impl<F: Format> WithSimd for Panels<'_, F> {
                 Panel::new::<F>(&self.data[at..at + bytes], blocks)
             };
             let panels = [panel(0), panel(1)];
+            if let Some(unit) = unit {
+                let (from, end) = (first * ROWS, ((first + here) * ROWS).min(self.out.cols()));
+                let out = self.out.reborrow().columns(from, end - from);
+                let (x, epilogue, scratch) = (self.x, self.epilogue, &mut self.scratch.words);
+                byte_tiles::Pair { x, panels, out, epilogue, scratch }.run::<S, F>(s, unit);
+                continue;
+            }
             let next = &self.data[((first + step) * bytes).min(self.data.len())..];
             let next = &next[..next.len().min(step * bytes)];
             if widen_first {
-                let wide = self.scratch.chunks_exact_mut(wide_bytes);
+                let wide = self.scratch.wide.chunks_exact_mut(wide_bytes);
                 for (panel, to) in panels.iter().zip(wide).take(here) {
                     widen::<S, F>(s, panel, blocks, to);
                 }
                 let wide = |i: usize| {
                     let at = i.min(here - 1) * wide_bytes;
-                    Panel::new::<Wide<F>>(&self.scratch[at..at + wide_bytes], blocks)
+                    Panel::new::<Wide<F>>(&self.scratch.wide[at..at + wide_bytes], blocks)
                 };
                 let panels = [wide(0), wide(1)];
                 rows::<S, Wide<F>>(
@@ -235,10 +247,10 @@ fn products<S: Simd, F: Format, const M: usize, const V: usize>(
                 for v in 0..V {
                     let scales = F::scales(s, panels[v], b, v * S::LANES % ROWS);
                     for m in 0..M {
-                        let scale = s.mul(scales.d[half], s.splat(x[m].scales[b]));
+                        let scale = s.mul(scales.d[half], s.splat(x[m].factors[b][0]));
                         acc[m][v] = s.fma(s.to_f32(sums[m][v]), scale, acc[m][v]);
                         if F::MIN {
-                            acc[m][v] = s.fma(scales.min, s.splat(x[m].sums[b]), acc[m][v]);
+                            acc[m][v] = s.fma(scales.min, s.splat(x[m].factors[b][1]), acc[m][v]);
                         }
                     }
                 }

@@ -10,12 +10,15 @@
 //! `docs/gemm.md` explains the layout and the tiles.
 
 mod bf16;
+mod byte_tiles;
 mod format;
 mod kernel;
 mod pack;
+mod tiles;
 
 pub use pack::{pack, packed_bytes};
 
+use crate::arch::tiles::Tiles;
 use crate::buffer::MatMut;
 use crate::dtype::DType;
 use crate::ops::q8_rows::{BLOCK, Bf16Rows, Q8Rows};
@@ -75,16 +78,26 @@ impl Rows<'_> {
     }
 }
 
+/// What a worker keeps between its parts.
+#[derive(Default)]
+struct Scratch {
+    /// Widened panels.
+    wide: Vec<u8>,
+    /// Panels widened for a matrix unit, and its sums.
+    words: Vec<u32>,
+    sums: Vec<f32>,
+}
+
 thread_local! {
-    /// A worker's widened panels.
-    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
 /// Packed bytes that a worker takes at a time, rounded to pairs of panels. Several rows take
 /// more, so that most panels are fetched while those before them are multiplied.
-fn part_bytes(x: Rows) -> usize {
+fn part_bytes(isa: Isa, x: Rows) -> usize {
     match x {
         Rows::Q8(x) if x.rows() > 6 => 384 * 1024,
+        Rows::Bf16(x) if Tiles::of(isa).is_some() && x.rows() > tiles::FEW_ROWS => 4 << 20,
         Rows::Q8(_) | Rows::Bf16(_) => 96 * 1024,
     }
 }
@@ -105,7 +118,7 @@ pub fn matmul(cpu: &Cpu, x: Rows, w: PackedRef, out: MatMut, epilogue: Epilogue)
     let bytes = w.data.len() / panels;
     // Pairs of panels: a tile takes two.
     let most = panels.div_ceil(8 * cpu.pool().threads()).max(1);
-    let pairs = (part_bytes(x) / bytes / 2).clamp(1, most);
+    let pairs = (part_bytes(cpu.isa(), x) / bytes / 2).clamp(1, most);
     let step = 2 * pairs;
     let isa = cpu.isa();
     let operations = rows * w.rows * w.cols / 4;
@@ -122,7 +135,7 @@ fn part(
     data: &[u8],
     out: MatMut,
     epilogue: Epilogue,
-    scratch: &mut Vec<u8>,
+    scratch: &mut Scratch,
 ) {
     match x {
         Rows::Q8(x) => {
@@ -131,6 +144,10 @@ fn part(
         }
         Rows::Bf16(x) => {
             assert_eq!(dtype, DType::Bf16, "bf16 rows");
+            if let Some(tiles) = Tiles::of(isa) {
+                let sums = &mut scratch.sums;
+                return dispatch(isa, tiles::Panels { tiles, x, data, out, epilogue, sums });
+            }
             dispatch_bf16(isa, bf16::Panels { x, data, out, epilogue });
         }
     }
@@ -142,15 +159,15 @@ struct Part<'a> {
     data: &'a [u8],
     out: MatMut<'a>,
     epilogue: Epilogue,
-    scratch: &'a mut Vec<u8>,
+    scratch: &'a mut Scratch,
 }
 
 impl WithFormat for Part<'_> {
     type Output = ();
     fn run<F: Format>(self) {
         let Part { isa, x, data, out, epilogue, scratch } = self;
-        let format = PhantomData::<F>;
-        dispatch(isa, kernel::Panels { x, data, out, epilogue, scratch, format });
+        let (tiles, format) = (Tiles::of(isa), PhantomData::<F>);
+        dispatch(isa, kernel::Panels { x, data, out, epilogue, scratch, tiles, format });
     }
 }
 

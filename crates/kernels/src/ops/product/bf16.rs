@@ -6,12 +6,14 @@
 //! the shapes and the tile it falls in. The caller cuts k into pieces; one of odd length ends with a
 //! pair of which half is zero. So a gradient whose pieces are documents has the same bits whatever
 //! else is packed with them, and no bits depend on the number of rows or of threads. They do depend
-//! on whether the CPU has an instruction for this (AVX-512 BF16): it rounds on its own terms.
+//! on whether the CPU has an instruction for this (AVX-512 BF16) or a matrix unit, where
+//! [`super::bf16_tiles`] takes over: each rounds on its own terms.
 //!
 //! Blocking: as for f32, and a worker rounds its rows of a as well as its panel of b, pairs along k
 //! side by side; panels are wider, so that each rounding serves more products.
 
-use super::{Operand, Tile, Write, check, height};
+use super::{Operand, Tile, Write, bf16_tiles, check, height};
+use crate::arch::tiles::Tiles;
 use crate::buffer::{MatMut, MatRef};
 use crate::ops::tile::{Tiled, cover};
 use crate::simd::{Simd, WithSimd, bf16_bits, dispatch_bf16};
@@ -54,6 +56,9 @@ pub fn product_bf16<'a, 'b>(
     let (a, b, isa) = (a.into(), b.into(), cpu.isa());
     check(a, b, &out);
     assert_eq!(pieces.iter().sum::<usize>(), a.cols(), "product: pieces of the reduction");
+    if let Some(tiles) = Tiles::of(isa) {
+        return bf16_tiles::product(cpu, tiles, (a, b), pieces, out, write);
+    }
     let operations = out.rows() * out.cols() * a.cols() / 16;
     let across = out.cols().div_ceil(PANEL).max(1);
     let height = height(cpu, out.rows(), across, PANEL_ROWS);
