@@ -156,6 +156,11 @@ impl<'a> MatMut<'a> {
         (top.rows_at(0, at), self.rows_at(at, others))
     }
 
+    /// Where the matrix begins, and the values from row to row: for assembly.
+    pub(crate) fn raw(&mut self) -> (*mut f32, usize) {
+        (self.data, self.stride)
+    }
+
     /// Number of rows.
     pub fn rows(&self) -> usize {
         self.rows

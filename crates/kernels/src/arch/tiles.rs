@@ -5,7 +5,7 @@
 //! the reduction is cut: calls that go on from each other's sums give the bits of one call if all
 //! but the last take whole tiles of pairs.
 
-use crate::Isa;
+use crate::{Isa, MatMut};
 use std::marker::PhantomData;
 
 /// Columns of c and b of one product.
@@ -58,6 +58,15 @@ pub(crate) struct PairRows<'a> {
     pub(crate) stride: usize,
 }
 
+/// Where sums begin.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Start {
+    /// At zero.
+    Zero,
+    /// At the values that are in the output.
+    Output,
+}
+
 #[cfg(target_arch = "x86_64")]
 use super::x86_64::Amx as Unit;
 
@@ -81,30 +90,28 @@ impl Tiles {
         None
     }
 
-    /// `c[r, n] += Σ a[r, p] · b[p, n]` for 32 columns n in two parts of 16: a `[rows, pairs]`, each
-    /// part of b `[pairs, 16]`, c `[rows, 32]` with its rows `c_stride` values apart.
+    /// `c[r, n] (+)= Σ a[r, p] · b[p, n]` for 32 columns n in two parts of 16: a `[rows, pairs]`, each
+    /// part of b `[pairs, 16]`, c `[rows, 32]`.
     ///
     /// # Panics
     /// If an operand is shorter than that or the parts of b have different strides.
     pub(crate) fn multiply(
         self,
-        shape: (usize, usize),
+        pairs: usize,
         a: PairRows,
         b: [PairRows; 2],
-        c: &mut [f32],
-        c_stride: usize,
+        c: MatMut,
+        start: Start,
     ) {
         #[cfg(target_arch = "x86_64")]
-        self.0.multiply(shape, a, b, c, c_stride);
+        self.0.multiply(pairs, a, b, c, start);
         #[cfg(not(target_arch = "x86_64"))]
         {
-            let _ = (shape, a, b, c, c_stride);
+            let _ = (pairs, a, b, c, start);
             match self.0 {}
         }
     }
-}
 
-impl Tiles {
     /// Turns a square of pairs: rows become columns.
     #[inline(always)]
     pub(crate) fn transpose(self, square: &mut [[u32; 16]; 16]) {

@@ -12,7 +12,7 @@
 
 use crate::Cpu;
 use crate::buffer::{Chunks, MatRef, line_start, on_line};
-use crate::simd::{Simd, WithSimd, dispatch};
+use crate::simd::{Simd, WithSimd, bf16_bits, dispatch};
 
 /// Values that share a scale.
 pub const BLOCK: usize = 32;
@@ -211,14 +211,9 @@ impl Bf16Rows {
         let words = on_line(&mut self.words, x.rows() * width);
         let height = (VALUES_PER_PART / x.cols().max(1)).max(1);
         let parts = Chunks::new(words, height * width);
+        let isa = cpu.isa();
         cpu.pool().for_parts_sized(x.rows() * x.cols() * 2, parts, |i, words| {
-            for (r, words) in words.chunks_mut(width).enumerate() {
-                let row = x.row(i * height + r).chunks(2);
-                for (word, pair) in words.iter_mut().zip(row) {
-                    let second = pair.get(1).map_or(0, |v| bf16_bits(*v));
-                    *word = bf16_bits(pair[0]) | second << 16;
-                }
-            }
+            dispatch(isa, RoundRows { x, first: i * height, words });
         });
     }
 
@@ -253,12 +248,38 @@ impl Bf16Rows {
     }
 }
 
-/// Nearest bf16, ties to even, without branches so that loops over it vectorize.
+struct RoundRows<'a> {
+    x: MatRef<'a>,
+    /// First row.
+    first: usize,
+    words: &'a mut [u32],
+}
+
+impl WithSimd for RoundRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        for (r, to) in self.words.chunks_mut(self.x.cols().div_ceil(2)).enumerate() {
+            round_pairs(s, self.x.row(self.first + r), to);
+        }
+    }
+}
+
+/// Values that lie side by side as pairs of bf16; a zero behind an odd one.
 #[inline(always)]
-fn bf16_bits(x: f32) -> u32 {
-    let bits = x.to_bits();
-    let rounded = bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16;
-    if x.is_nan() { bits >> 16 | 0x40 } else { rounded }
+pub(crate) fn round_pairs<S: Simd>(s: S, values: &[f32], to: &mut [u32]) {
+    let halves: &mut [u16] = bytemuck::cast_slice_mut(to);
+    let whole = values.len() - values.len() % S::LANES;
+    for at in (0..whole).step_by(S::LANES) {
+        s.store_bf16(s.load(&values[at..]), &mut halves[at..]);
+    }
+    for (v, to) in values[whole..].iter().zip(&mut halves[whole..]) {
+        *to = bf16_bits(*v);
+    }
+    if values.len() % 2 == 1 {
+        halves[values.len()] = 0;
+    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,10 @@
 //! of the products of the first and of the second values, each rounded after every product;
 //! subnormal numbers count as zero. An output depends on its row of a and its column of b alone.
 
-use crate::arch::tiles::{BYTE_ROWS, ByteRows, ByteSums, COLUMNS, PairRows, TILE_PAIRS, WidePair};
+use crate::MatMut;
+use crate::arch::tiles::{
+    BYTE_ROWS, ByteRows, ByteSums, COLUMNS, PairRows, Start, TILE_PAIRS, WidePair,
+};
 use core::arch::asm;
 use core::arch::x86_64::*;
 use std::sync::OnceLock;
@@ -129,18 +132,26 @@ impl Amx {
     /// See [`crate::arch::tiles::Tiles::multiply`].
     pub(crate) fn multiply(
         self,
-        (rows, pairs): (usize, usize),
+        pairs: usize,
         a: PairRows,
         b: [PairRows; 2],
-        c: &mut [f32],
-        c_stride: usize,
+        mut c: MatMut,
+        start: Start,
     ) {
-        if rows == 0 || pairs == 0 {
+        let rows = c.rows();
+        assert_eq!(c.cols(), COLUMNS, "columns of two tiles");
+        if rows == 0 {
+            return;
+        }
+        if pairs == 0 {
+            if start == Start::Zero {
+                (0..rows).for_each(|r| c.row_mut(r).fill(0.0));
+            }
             return;
         }
         assert!(a.holds(rows, pairs) && b.iter().all(|b| b.holds(pairs, TILE_PAIRS)));
         assert_eq!(b[0].stride, b[1].stride, "parts of b");
-        assert!(c_stride >= COLUMNS && c.len() >= (rows - 1) * c_stride + COLUMNS);
+        let (c, c_stride) = c.raw();
         let (whole, rest) = (pairs - pairs % TILE_PAIRS, pairs % TILE_PAIRS);
         let mut last_b = [[[0; ROW_BYTES]; TILE_PAIRS]; 2];
         if rest > 0 {
@@ -158,11 +169,13 @@ impl Amx {
                 unsafe { Config::bf16(height.min(TILE_ROWS), lower).load() };
                 set_up = height; // Costs more than a step of the loop: only where it changes.
             }
-            let c = c[from * c_stride..].as_mut_ptr();
-            let block = |a: *const u8, a_stride, b: [*const u8; 2], b_stride, steps| {
-                let at = Pointers { a, a_stride, b, b_stride, c, c_stride: 4 * c_stride };
+            let c = c.wrapping_add(from * c_stride);
+            let mut start = start;
+            let mut block = |a: *const u8, a_stride, b: [*const u8; 2], b_stride, steps| {
+                let at = Pointers { a, a_stride, b, b_stride, c, c_stride: 4 * c_stride, start };
+                start = Start::Output;
                 // SAFETY: the token proves AMX, and the tiles are set up to read and write `height`
-                // rows of a and c and `steps · 16` rows of b, which the assertions above (or the
+                // rows of a and c and `steps · 16` rows of b, which `c` and the assertions above (or the
                 // arrays of the last pairs) show to be there.
                 unsafe { if height > TILE_ROWS { at.two_tiles(steps) } else { at.one_tile(steps) } }
             };
@@ -314,17 +327,55 @@ struct Pointers {
     b_stride: usize,
     c: *mut f32,
     c_stride: usize,
+    start: Start,
 }
 
 impl Pointers {
+    /// Where the sums begin: tiles 0 and 1, or 2 and 3. (Compilers use no tiles, so these keep their
+    /// values until the next piece of assembly.)
+    unsafe fn begin<const LOWER: bool>(&self, c: *const f32) {
+        // SAFETY: as of the caller.
+        unsafe {
+            match (self.start, LOWER) {
+                (Start::Zero, false) => asm!(
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    out("tmm0") _, out("tmm1") _,
+                    options(nomem, nostack, preserves_flags),
+                ),
+                (Start::Zero, true) => asm!(
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    out("tmm2") _, out("tmm3") _,
+                    options(nomem, nostack, preserves_flags),
+                ),
+                (Start::Output, false) => asm!(
+                    "tileloadd tmm0, [{c} + {cs}*1]",
+                    "tileloadd tmm1, [{c} + {cs}*1 + 64]",
+                    c = in(reg) c,
+                    cs = in(reg) self.c_stride,
+                    out("tmm0") _, out("tmm1") _,
+                    options(readonly, nostack, preserves_flags),
+                ),
+                (Start::Output, true) => asm!(
+                    "tileloadd tmm2, [{c} + {cs}*1]",
+                    "tileloadd tmm3, [{c} + {cs}*1 + 64]",
+                    c = in(reg) c,
+                    cs = in(reg) self.c_stride,
+                    out("tmm2") _, out("tmm3") _,
+                    options(readonly, nostack, preserves_flags),
+                ),
+            }
+        }
+    }
+
     /// As many rows as tile 0 has, times `steps` tiles along k. Loads of a pass by the first cache,
     /// so that b stays there for the rows that follow.
     unsafe fn one_tile(&self, steps: usize) {
         // SAFETY: as of the caller.
         unsafe {
+            self.begin::<false>(self.c);
             asm!(
-                "tileloadd tmm0, [{c} + {cs}*1]",
-                "tileloadd tmm1, [{c} + {cs}*1 + 64]",
                 "2:",
                 "tileloaddt1 tmm4, [{a} + {as}*1]",
                 "tileloadd tmm6, [{b0} + {bs}*1]",
@@ -361,11 +412,9 @@ impl Pointers {
                 self.a.wrapping_add(TILE_ROWS * self.a_stride),
                 self.c.wrapping_byte_add(TILE_ROWS * self.c_stride),
             );
+            self.begin::<false>(self.c);
+            self.begin::<true>(c1);
             asm!(
-                "tileloadd tmm0, [{c} + {cs}*1]",
-                "tileloadd tmm1, [{c} + {cs}*1 + 64]",
-                "tileloadd tmm2, [{c1} + {cs}*1]",
-                "tileloadd tmm3, [{c1} + {cs}*1 + 64]",
                 "2:",
                 "tileloaddt1 tmm4, [{a} + {as}*1]",
                 "tileloadd tmm6, [{b0} + {bs}*1]",

@@ -28,6 +28,26 @@ impl<const BF16: bool> Avx512<BF16> {
 }
 
 impl<const BF16: bool> Avx512<BF16> {
+    /// Rounded to bf16.
+    #[inline(always)]
+    fn half(self, v: __m512) -> __m256i {
+        if BF16 {
+            // SAFETY: `BF16` is true only where the CPU has AVX512_BF16; any bits are valid.
+            return unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v)) };
+        }
+        // SAFETY: the token proves the features.
+        unsafe {
+            let bits = _mm512_castps_si512(v);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let up = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
+            let rounded = _mm512_add_epi32(bits, up);
+            let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x40_0000));
+            let chosen = _mm512_mask_blend_epi32(nan, rounded, quiet);
+            _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(chosen))
+        }
+    }
+
     /// Four sums of lanes at once, each in the order of [`Simd::sum`]: lanes i and i + 8, then + 4,
     /// + 2 and + 1.
     #[inline(always)]
@@ -127,26 +147,8 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     #[inline(always)]
     fn store_bf16(self, v: __m512, s: &mut [u16]) {
         assert!(s.len() >= 16);
-        if BF16 {
-            // SAFETY: `BF16` is true only where the CPU has AVX512_BF16; 16 values of 2 bytes are in
-            // bounds.
-            unsafe {
-                let half = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v));
-                return _mm256_storeu_si256(s.as_mut_ptr().cast(), half);
-            }
-        }
         // SAFETY: the token proves the features; 16 values of 2 bytes are in bounds.
-        unsafe {
-            let bits = _mm512_castps_si512(v);
-            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-            let up = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
-            let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(v, v);
-            let rounded = _mm512_add_epi32(bits, up);
-            let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x40_0000));
-            let chosen = _mm512_mask_blend_epi32(nan, rounded, quiet);
-            let half = _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(chosen));
-            _mm256_storeu_si256(s.as_mut_ptr().cast(), half);
-        }
+        unsafe { _mm256_storeu_si256(s.as_mut_ptr().cast(), self.half(v)) }
     }
     #[inline(always)]
     fn load_i8(self, s: &[i8]) -> __m512 {
@@ -349,14 +351,10 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
     #[inline(always)]
     fn pair_bf16(self, low: __m512, high: __m512) -> __m512i {
-        let mut halves = [0; 32];
-        self.store_bf16(low, &mut halves);
-        self.store_bf16(high, &mut halves[16..]);
-        // SAFETY: the token proves the features; both halves have 16 values of 2 bytes.
+        // SAFETY: the token proves the features.
         unsafe {
-            let low = _mm512_cvtepu16_epi32(_mm256_loadu_si256(halves.as_ptr().cast()));
-            let high = _mm512_cvtepu16_epi32(_mm256_loadu_si256(halves[16..].as_ptr().cast()));
-            _mm512_or_si512(low, _mm512_slli_epi32::<16>(high))
+            let high = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(self.half(high)));
+            _mm512_or_si512(_mm512_cvtepu16_epi32(self.half(low)), high)
         }
     }
     #[inline(always)]

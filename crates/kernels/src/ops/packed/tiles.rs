@@ -9,7 +9,7 @@
 
 use super::format::{GROUP_BYTES, ROWS};
 use super::{Epilogue, finish};
-use crate::arch::tiles::{COLUMNS, PairRows, Tiles};
+use crate::arch::tiles::{COLUMNS, PairRows, Start, Tiles};
 use crate::buffer::{MatMut, on_line};
 use crate::ops::q8_rows::Bf16Rows;
 use crate::simd::{Simd, WithSimd};
@@ -42,7 +42,6 @@ impl WithSimd for Panels<'_> {
         let count = data.len() / bytes;
         let width = (count * ROWS).next_multiple_of(COLUMNS);
         let sums = on_line(sums, rows * width);
-        sums.fill(0.0);
         let chunk = if rows > FEW_ROWS { CHUNK_PAIRS } else { pairs };
         let x: &[u8] = bytemuck::cast_slice(x.words());
         for from in (0..pairs).step_by(chunk) {
@@ -54,7 +53,9 @@ impl WithSimd for Panels<'_> {
                     bytes: &data[panel * bytes + from * GROUP_BYTES..][..here * GROUP_BYTES],
                     stride: GROUP_BYTES,
                 });
-                tiles.multiply((rows, here), a, b, &mut sums[first * ROWS..], width);
+                let sums = MatMut::new(sums, width).columns(first * ROWS, COLUMNS);
+                let start = if from == 0 { Start::Zero } else { Start::Output };
+                tiles.multiply(here, a, b, sums, start);
             }
         }
         for (t, sums) in sums.chunks_exact(width).enumerate() {

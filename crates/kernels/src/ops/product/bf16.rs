@@ -15,6 +15,7 @@
 use super::{Operand, Tile, Write, bf16_tiles, check, height};
 use crate::arch::tiles::Tiles;
 use crate::buffer::{MatMut, MatRef};
+use crate::ops::q8_rows::round_pairs;
 use crate::ops::tile::{Tiled, cover};
 use crate::simd::{Simd, WithSimd, bf16_bits, dispatch_bf16};
 use crate::{Cpu, Isa};
@@ -136,27 +137,11 @@ impl WithSimd for Panel<'_> {
             cover(s, op, 0..rows, vectors);
         } else {
             for (r, to) in to_a.chunks_exact_mut(pairs).enumerate() {
-                round(s, &a.matrix.row(r)[k..k + len], to);
+                round_pairs(s, &a.matrix.row(r)[k..k + len], to);
             }
             let op = &mut Block::<false> { a: to_a, a_stride: pairs, b: to_b, stride, out, add };
             cover(s, op, 0..rows, vectors);
         }
-    }
-}
-
-/// Values that lie side by side, in pairs; a zero behind an odd one.
-#[inline(always)]
-fn round<S: Simd>(s: S, values: &[f32], to: &mut [u32]) {
-    let halves: &mut [u16] = bytemuck::cast_slice_mut(to);
-    let whole = values.len() - values.len() % S::LANES;
-    for at in (0..whole).step_by(S::LANES) {
-        s.store_bf16(s.load(&values[at..]), &mut halves[at..]);
-    }
-    for (v, to) in values[whole..].iter().zip(&mut halves[whole..]) {
-        *to = bf16_bits(*v);
-    }
-    if values.len() % 2 == 1 {
-        halves[values.len()] = 0;
     }
 }
 
@@ -203,7 +188,7 @@ fn transpose<S: Simd>(
         let here = (2 * TRANSPOSED_PAIRS).min(len - at);
         let pairs = &mut rounded[..here.div_ceil(2)];
         for c in 0..width {
-            round(s, &m.row(from + c)[k + at..k + at + here], pairs);
+            round_pairs(s, &m.row(from + c)[k + at..k + at + here], pairs);
             let to = to[at / 2 * stride + c..].iter_mut().step_by(stride);
             to.zip(pairs.iter()).for_each(|(to, pair)| *to = *pair);
         }

@@ -9,7 +9,7 @@
 //! is wanted.
 
 use super::{Operand, Write, height};
-use crate::arch::tiles::{COLUMNS, PairRows, TILE_PAIRS, Tiles};
+use crate::arch::tiles::{COLUMNS, PairRows, Start, TILE_PAIRS, Tiles};
 use crate::buffer::{Chunks, MatMut, on_line};
 use crate::simd::{Simd, WithSimd, dispatch_bf16};
 use crate::{Cpu, Isa};
@@ -26,9 +26,6 @@ const PANEL: usize = 4 * COLUMNS;
 const PANEL_ROWS: usize = 512;
 /// Pairs along k after which the next panels are multiplied: a's stay in the second cache.
 const CHUNK_PAIRS: usize = 256;
-
-/// Sixteen by sixteen pairs.
-type Square = [[u32; GROUP]; TILE_PAIRS];
 
 thread_local! {
     /// Rounded operands.
@@ -77,32 +74,45 @@ pub(super) fn product(
 /// A block of the output: a begins with its rows, b with its panels.
 fn multiply(tiles: Tiles, (a, b): (&[u8], &[u8]), pairs: usize, mut out: MatMut, write: Write) {
     let (rows, cols) = (out.rows(), out.cols());
-    let width = cols.next_multiple_of(COLUMNS);
+    if rows == 0 || cols == 0 {
+        return;
+    }
+    if write == Write::Store && pairs == 0 {
+        (0..rows).for_each(|r| out.row_mut(r).fill(0.0));
+    }
+    let whole = cols - cols % COLUMNS;
     SUMS.with_borrow_mut(|sums| {
-        let sums = on_line(sums, rows * width);
-        match write {
-            Write::Store => sums.fill(0.0),
-            Write::Add => {
-                for (r, sums) in sums.chunks_exact_mut(width.max(1)).enumerate() {
-                    sums[..cols].copy_from_slice(out.row(r));
-                }
-            }
+        // Columns that are fewer than a tile's are added up beside the output.
+        let mut rest = MatMut::new(on_line(sums, rows * COLUMNS), COLUMNS);
+        if whole < cols && write == Write::Add {
+            copy(&out.reborrow().columns(whole, cols - whole), &mut rest);
         }
         for from in (0..pairs).step_by(CHUNK_PAIRS) {
             let here = CHUNK_PAIRS.min(pairs - from);
             let a = PairRows { bytes: &a[4 * from..], stride: 4 * pairs };
-            for col in (0..width).step_by(COLUMNS) {
+            for col in (0..cols).step_by(COLUMNS) {
                 let b = [col, col + GROUP].map(|col| PairRows {
                     bytes: &b[4 * (col * pairs + GROUP * from)..],
                     stride: 4 * GROUP,
                 });
-                tiles.multiply((rows, here), a, b, &mut sums[col..], width);
+                let out = out.reborrow();
+                let to = if col < whole { out.columns(col, COLUMNS) } else { rest.reborrow() };
+                let zero = from == 0 && write == Write::Store;
+                tiles.multiply(here, a, b, to, if zero { Start::Zero } else { Start::Output });
             }
         }
-        for (r, sums) in sums.chunks_exact(width.max(1)).enumerate() {
-            out.row_mut(r).copy_from_slice(&sums[..cols]);
+        if whole < cols && pairs > 0 {
+            copy(&rest, &mut out.columns(whole, cols - whole));
         }
     });
+}
+
+/// The columns that both have.
+fn copy(from: &MatMut, to: &mut MatMut) {
+    let cols = from.cols().min(to.cols());
+    for r in 0..from.rows() {
+        to.row_mut(r)[..cols].copy_from_slice(&from.row(r)[..cols]);
+    }
 }
 
 /// What becomes 16 rows of a or a panel of b.
@@ -137,29 +147,25 @@ impl WithSimd for RoundGroup<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Self(tiles, group) = self;
-        let stride = group.to.len() / GROUP;
+        let Self(tiles, mut group) = self;
+        let pairs = group.to.len() / GROUP;
         let (mut k, mut pair) = (0, 0);
         for piece in group.pieces {
             let end = k + piece;
             while k < end {
                 let depth = k..end.min(k + DEPTH);
-                let mut square = [[0; GROUP]; TILE_PAIRS];
-                if group.across {
-                    round_across(s, &group, depth.clone(), &mut square);
-                } else {
-                    round_along(s, &group, depth.clone(), &mut square);
-                }
+                let at = if group.by_rows { (pair, pairs) } else { (pair * GROUP, GROUP) };
                 if group.across == group.by_rows {
+                    let mut square = [[0; GROUP]; TILE_PAIRS];
+                    group.round(s, depth.clone(), square.as_flattened_mut(), GROUP);
                     tiles.transpose(&mut square);
-                }
-                if group.by_rows {
-                    for (r, row) in square.iter().enumerate() {
-                        group.to[r * stride + pair..][..TILE_PAIRS].copy_from_slice(row);
+                    for (row, to) in square.iter().zip(group.to[at.0..].chunks_mut(at.1)) {
+                        to[..GROUP].copy_from_slice(row);
                     }
                 } else {
-                    group.to[pair * GROUP..(pair + TILE_PAIRS) * GROUP]
-                        .copy_from_slice(square.as_flattened());
+                    let to = std::mem::take(&mut group.to);
+                    group.round(s, depth.clone(), &mut to[at.0..], at.1);
+                    group.to = to;
                 }
                 k = depth.end;
                 pair += TILE_PAIRS;
@@ -168,28 +174,36 @@ impl WithSimd for RoundGroup<'_> {
     }
 }
 
-/// A row of the square for each of the group, pairs along k.
-#[inline(always)]
-fn round_along<S: Simd>(s: S, group: &Group, k: Range<usize>, square: &mut Square) {
-    for (i, to) in (group.from..group.end.min(group.from + GROUP)).zip(square) {
-        let row = &group.values.matrix.row(i)[k.clone()];
-        let (low, high) = row.split_at(row.len().min(S::LANES));
-        let halves: &mut [u16] = bytemuck::cast_slice_mut(to);
-        s.store_bf16(s.load_partial(low), halves);
-        s.store_bf16(s.load_partial(high), &mut halves[S::LANES..]);
-    }
-}
-
-/// A row of the square for each pair, the group side by side.
-#[inline(always)]
-fn round_across<S: Simd>(s: S, group: &Group, k: Range<usize>, square: &mut Square) {
-    let cols = group.from.min(group.end)..group.end.min(group.from + GROUP);
-    for (pair, to) in k.clone().step_by(2).zip(square) {
-        let first = s.load_partial(&group.values.matrix.row(pair)[cols.clone()]);
-        let mut second = s.zero();
-        if pair + 1 < k.end {
-            second = s.load_partial(&group.values.matrix.row(pair + 1)[cols.clone()]);
+impl Group<'_> {
+    /// Rounds the square of the values `k` into 16 rows of `to` that are `stride` words apart, zeros
+    /// where the operand or the piece ends.
+    #[inline(always)]
+    fn round<S: Simd>(&self, s: S, k: Range<usize>, to: &mut [u32], stride: usize) {
+        let group = self.from.min(self.end)..self.end.min(self.from + GROUP);
+        for (i, to) in to.chunks_mut(stride).take(GROUP).enumerate() {
+            let to: &mut [u8] = bytemuck::cast_slice_mut(&mut to[..GROUP]);
+            let pairs = if self.across {
+                let pair = k.start + 2 * i;
+                // No closure: it would not be compiled for the instruction set.
+                let (mut first, mut second) = (s.zero(), s.zero());
+                if pair < k.end {
+                    first = s.load_partial(&self.values.matrix.row(pair)[group.clone()]);
+                }
+                if pair + 1 < k.end {
+                    second = s.load_partial(&self.values.matrix.row(pair + 1)[group.clone()]);
+                }
+                s.pair_bf16(first, second)
+            } else if i < group.len() {
+                let row = &self.values.matrix.row(group.start + i)[k.clone()];
+                let (low, high) = row.split_at(row.len().min(S::LANES));
+                let halves: &mut [u16] = bytemuck::cast_slice_mut(to);
+                s.store_bf16(s.load_partial(low), halves);
+                s.store_bf16(s.load_partial(high), &mut halves[S::LANES..]);
+                continue;
+            } else {
+                s.splat_i(0)
+            };
+            s.store_i(pairs, to);
         }
-        s.store_i(s.pair_bf16(first, second), bytemuck::cast_slice_mut(to));
     }
 }
