@@ -157,6 +157,7 @@ impl<'a> MatMut<'a> {
     }
 
     /// Where the matrix begins, and the values from row to row: for assembly.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
     pub(crate) fn raw(&mut self) -> (*mut f32, usize) {
         (self.data, self.stride)
     }
@@ -369,7 +370,7 @@ pub(crate) fn on_line<T: Copy + Default>(buffer: &mut Vec<T>, len: usize) -> &mu
 /// Where [`on_line`] begins.
 #[inline(always)]
 pub(crate) fn line_start<T>(buffer: &[T]) -> usize {
-    buffer.as_ptr().align_offset(4 * LINE)
+    buffer.as_ptr().align_offset(4 * LINE).min(buffer.len())
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ pub enum Isa {
     Avx2,
     /// AVX-512 F, BW, DQ, VL and VNNI, 16 lanes.
     Avx512,
-    /// The same, with AMX tiles for products of bf16.
+    /// The same, with AMX tiles for products of bf16 and of many rows of bytes.
     Amx,
 }
 

@@ -4,6 +4,7 @@
 //! exact. With bf16 an output's bits depend on its row of a and its column of b alone, and on where
 //! the reduction is cut: calls that go on from each other's sums give the bits of one call if all
 //! but the last take whole tiles of pairs.
+#![cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
 
 use crate::{Isa, MatMut};
 use std::marker::PhantomData;

@@ -72,6 +72,14 @@ impl Operand<'_> {
             if transposed { matrix.columns(from, rows) } else { matrix.rows_at(from, rows) };
         Self { matrix, transposed }
     }
+
+    /// The columns `from .. from + cols`.
+    fn columns(self, from: usize, cols: usize) -> Self {
+        let Self { matrix, transposed } = self;
+        let matrix =
+            if transposed { matrix.rows_at(from, cols) } else { matrix.columns(from, cols) };
+        Self { matrix, transposed }
+    }
 }
 
 /// What becomes of the values that are in the output.

@@ -181,7 +181,8 @@ fn block<S: Simd>(s: S, x: &[f32], scale: &mut f32, bytes: &mut [u8]) -> [f32; 2
     }
     let largest = s.max_lane(largest);
     *scale = largest / 127.0 + s.sum(poison);
-    let inverse = s.splat(if largest > 0.0 { 127.0 / largest } else { 0.0 });
+    // Of values so small that the quotient is infinite nothing is left.
+    let inverse = s.splat(if largest > 127.0 / f32::MAX { 127.0 / largest } else { 0.0 });
     let limit = s.splat(127.0);
     let mut half = [s.zero(); 2];
     let parts = x.chunks_exact(S::LANES).zip(bytes.chunks_exact_mut(S::LANES));
@@ -336,6 +337,18 @@ mod tests {
                 assert!((scales[0] - 1.0 / 127.0).abs() < 1e-9);
             }
         }
+    }
+
+    #[test]
+    fn the_smallest_values_become_zeros() {
+        let x: Vec<f32> = (0..32).map(|i| (i - 16) as f32 * 1e-39).collect();
+        on_every_cpu(|cpu| {
+            let q = quantized(cpu, MatRef::new(&x, 32));
+            let row = q.row(0);
+            assert!(row.words.iter().all(|w| *w == 0), "{:x?}", row.words);
+            assert_eq!((row.factors[0][1], row.offsets), (0.0, &[0][..]));
+            vec![row.factors[0][0]]
+        });
     }
 
     #[test]

@@ -27,7 +27,7 @@ const ROW_BYTES: usize = 4 * TILE_PAIRS;
 const BYTE_DEPTH: usize = 32;
 const GROUPS: usize = BYTE_DEPTH / 4;
 
-/// Proof that the CPU has AMX-BF16, AMX-INT8 and AVX-512 with BF16 and that the system allows them.
+/// Proof that the CPU has AMX-BF16, AMX-INT8 and AVX-512 with BF16, and that the system allows them.
 #[derive(Clone, Copy)]
 pub struct Amx(());
 
@@ -39,8 +39,8 @@ impl Amx {
     }
 }
 
-/// CPUID 7: EDX bit 22 AMX-BF16, bit 24 AMX-TILE, bit 25 AMX-INT8; with the sets of `Avx512<true>`, which every CPU
-/// with AMX has.
+/// CPUID 7: EDX bit 22 AMX-BF16, bit 24 AMX-TILE, bit 25 AMX-INT8; with the sets of
+/// `Avx512<true>`, which every CPU with AMX has.
 fn has_amx() -> bool {
     let leaves = __cpuid(0).eax;
     let found = leaves >= 7 && {
@@ -333,6 +333,9 @@ struct Pointers {
 impl Pointers {
     /// Where the sums begin: tiles 0 and 1, or 2 and 3. (Compilers use no tiles, so these keep their
     /// values until the next piece of assembly.)
+    ///
+    /// # Safety
+    /// The CPU has AMX, tiles are set up for bf16, and c has as many rows as its tiles.
     unsafe fn begin<const LOWER: bool>(&self, c: *const f32) {
         // SAFETY: as of the caller.
         unsafe {
@@ -371,6 +374,9 @@ impl Pointers {
 
     /// As many rows as tile 0 has, times `steps` tiles along k. Loads of a pass by the first cache,
     /// so that b stays there for the rows that follow.
+    ///
+    /// # Safety
+    /// As of [`Self::begin`]; a has as many rows as its tile, b `16 · steps`, and there is a step.
     unsafe fn one_tile(&self, steps: usize) {
         // SAFETY: as of the caller.
         unsafe {
@@ -405,6 +411,9 @@ impl Pointers {
     }
 
     /// As [`Self::one_tile`], and the 16 rows behind them that tile 2 has.
+    ///
+    /// # Safety
+    /// As of [`Self::one_tile`].
     unsafe fn two_tiles(&self, steps: usize) {
         // SAFETY: as of the caller.
         unsafe {

@@ -118,7 +118,10 @@ pub fn matmul(cpu: &Cpu, x: Rows, w: PackedRef, out: MatMut, epilogue: Epilogue)
     let bytes = w.data.len() / panels;
     // Pairs of panels: a tile takes two.
     let most = panels.div_ceil(8 * cpu.pool().threads()).max(1);
-    let pairs = (part_bytes(cpu.isa(), x) / bytes / 2).clamp(1, most);
+    let mut pairs = (part_bytes(cpu.isa(), x) / bytes / 2).clamp(1, most);
+    if let (Rows::Bf16(_), Some(_)) = (x, Tiles::of(cpu.isa())) {
+        pairs = pairs.min(tiles::MOST_SUMS / (2 * ROWS * rows)).max(1);
+    }
     let step = 2 * pairs;
     let isa = cpu.isa();
     let operations = rows * w.rows * w.cols / 4;

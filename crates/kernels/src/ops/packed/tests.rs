@@ -102,6 +102,7 @@ impl Case {
 
 fn shapes(dtype: DType) -> [(usize, usize, usize); 4] {
     match dtype.block_len() {
+        1 => [(1, 37, 75), (5, 16, 512), (40, 50, 160), (70, 33, 1101)],
         256 => [(1, 37, 256), (5, 16, 512), (40, 50, 768), (3, 33, 256)],
         _ => [(1, 37, 96), (5, 16, 512), (40, 50, 160), (3, 33, 64)],
     }
@@ -133,7 +134,7 @@ fn products_agree_with_the_decoded_weights_on_every_isa() {
 #[test]
 fn a_row_has_the_same_bits_alone_and_among_many() {
     for dtype in FORMATS {
-        let (t, n, k) = (45, 50, 512);
+        let (t, n, k) = if dtype == DType::Bf16 { (75, 33, 1101) } else { (45, 50, 512) };
         let case = Case::new(dtype, n, k);
         let x = values(t * k, 4);
         let x = MatRef::new(&x, k);
@@ -144,7 +145,7 @@ fn a_row_has_the_same_bits_alone_and_among_many() {
         });
         for (isa, whole) in whole {
             let cpu = Cpu::new(isa, 2);
-            for (from, len) in [(0, 1), (7, 6), (20, 13), (3, 31), (12, 33)] {
+            for (from, len) in [(0, 1), (7, 6), (20, 13), (3, 31), (t - 33, 33), (1, t - 2)] {
                 let mut out = vec![0.0; len * n];
                 case.product(&cpu, x.rows_at(from, len), Epilogue::Store, &mut out);
                 assert_same_bits(
@@ -204,14 +205,17 @@ fn the_largest_bytes_do_not_overflow() {
             block[..2].copy_from_slice(&half::f16::ONE.to_le_bytes());
         }
         let case = Case { dtype: DType::Q8_0, rows: 16, cols: 32, data };
-        let x = [1.0; 32];
+        let signs: Vec<f32> = (0..30).map(|t| if t % 2 == 0 { 1.0 } else { -1.0 }).collect();
+        let x: Vec<f32> = signs.iter().flat_map(|sign| [*sign; 32]).collect();
         for (isa, out) in on_every_cpu(|cpu| {
-            let mut out = vec![0.0; 16];
+            let mut out = vec![0.0; 30 * 16];
             case.product(cpu, MatRef::new(&x, 32), Epilogue::Store, &mut out);
             out
         }) {
-            let want = f32::from(byte as i8) * 32.0;
-            assert!(out.iter().all(|v| (v - want).abs() < 1e-3), "{isa} {byte}: {out:?}");
+            for (out, sign) in out.chunks(16).zip(&signs) {
+                let want = f32::from(byte as i8) * 32.0 * sign;
+                assert!(out.iter().all(|v| (v - want).abs() < 1e-3), "{isa} {byte}: {out:?}");
+            }
         }
     }
 }

@@ -24,6 +24,8 @@ const DEPTH: usize = 2 * TILE_PAIRS;
 const PANEL: usize = 4 * COLUMNS;
 /// Most rows of the output that a worker takes together.
 const PANEL_ROWS: usize = 512;
+/// Most words of rounded operands; larger products are cut.
+const MOST_WORDS: usize = if cfg!(test) { 1 << 14 } else { 8 << 20 };
 /// Pairs along k after which the next panels are multiplied: a's stay in the second cache.
 const CHUNK_PAIRS: usize = 256;
 
@@ -47,6 +49,9 @@ pub(super) fn product(
     let a_groups = out.rows().div_ceil(GROUP);
     let b_groups = out.cols().div_ceil(COLUMNS) * (COLUMNS / GROUP);
     let group_words = GROUP * pairs;
+    if (a_groups + b_groups) * group_words > MOST_WORDS && a_groups.max(b_groups) > 2 {
+        return in_halves(cpu, tiles, (a, b), pieces, out, write);
+    }
     let operations = out.rows() * out.cols() * a.cols() / 128;
     WORDS.with_borrow_mut(|words| {
         let words = on_line(words, (a_groups + b_groups) * group_words);
@@ -69,6 +74,29 @@ pub(super) fn product(
             multiply(tiles, operands, pairs, out, write);
         });
     });
+}
+
+/// The two halves of the output's longer side, one after the other.
+fn in_halves(
+    cpu: &Cpu,
+    tiles: Tiles,
+    (a, b): (Operand, Operand),
+    pieces: &[usize],
+    out: MatMut,
+    write: Write,
+) {
+    let (rows, cols) = (out.rows(), out.cols());
+    if rows >= cols {
+        let at = (rows / 2).next_multiple_of(COLUMNS);
+        let (top, bottom) = out.split_rows(at);
+        product(cpu, tiles, (a.rows_at(0, at), b), pieces, top, write);
+        product(cpu, tiles, (a.rows_at(at, rows - at), b), pieces, bottom, write);
+    } else {
+        let at = (cols / 2).next_multiple_of(COLUMNS);
+        let (left, right) = out.split_columns(at);
+        product(cpu, tiles, (a, b.columns(0, at)), pieces, left, write);
+        product(cpu, tiles, (a, b.columns(at, cols - at)), pieces, right, write);
+    }
 }
 
 /// A block of the output: a begins with its rows, b with its panels.
