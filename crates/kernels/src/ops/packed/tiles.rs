@@ -16,8 +16,8 @@ use crate::simd::{Simd, WithSimd};
 
 /// Up to so many rows weights are read in one stream.
 pub(crate) const FEW_ROWS: usize = 32;
-/// Most sums of a part of several pairs of panels: 256 KiB, which nobody counts.
-pub(crate) const MOST_SUMS: usize = 1 << 16;
+/// Most sums of a part of several pairs of panels: 128 KiB, which nobody counts.
+pub(crate) const MOST_SUMS: usize = 1 << 15;
 /// Pairs of a chunk for more rows; whole tiles.
 const CHUNK_PAIRS: usize = 256;
 
