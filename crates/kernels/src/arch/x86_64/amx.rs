@@ -71,8 +71,7 @@ impl PairRows<'_> {
         last.is_some_and(|end| end <= self.bytes.len())
     }
 
-    /// Copies the pairs from `pair` on of the rows from `row` on; `to` is zeros, and as many rows
-    /// and as many pairs are taken as there are, `pairs` at most.
+    /// Copies `pairs` pairs, from number `pair` on, of as many rows as `to` has, from `row` on.
     fn copy(&self, row: usize, pair: usize, pairs: usize, to: &mut [[u8; ROW_BYTES]]) {
         for (r, to) in to.iter_mut().enumerate() {
             let from = (row + r) * self.stride + 4 * pair;
