@@ -25,12 +25,22 @@ impl PeakLoop {
 
 /// Dot products of bf16, on the matrix unit where `isa` has one.
 pub fn bf16_dot(isa: Isa) -> Option<PeakLoop> {
-    if isa == Isa::Amx { loops::bf16_tiles() } else { loops::bf16_dot() }
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Amx {
+        return loops::bf16_tiles();
+    }
+    let _ = isa;
+    loops::bf16_dot()
 }
 
 /// Dot products of bytes, on the matrix unit where `isa` has one.
 pub fn int8_dot(isa: Isa) -> Option<PeakLoop> {
-    if isa == Isa::Amx { loops::int8_tiles() } else { loops::int8_dot() }
+    #[cfg(target_arch = "x86_64")]
+    if isa == Isa::Amx {
+        return loops::int8_tiles();
+    }
+    let _ = isa;
+    loops::int8_dot()
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -182,16 +192,6 @@ mod loops {
         };
     }
 
-    /// No matrix unit is known.
-    pub(super) fn bf16_tiles() -> Option<PeakLoop> {
-        None
-    }
-
-    /// No matrix unit is known.
-    pub(super) fn int8_tiles() -> Option<PeakLoop> {
-        None
-    }
-
     /// `BFDOT`, where the CPU has it.
     pub(super) fn bf16_dot() -> Option<PeakLoop> {
         let found = is_aarch64_feature_detected!("bf16");
@@ -226,16 +226,6 @@ mod loops {
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod loops {
     use super::PeakLoop;
-
-    /// No matrix unit is known.
-    pub(super) fn bf16_tiles() -> Option<PeakLoop> {
-        None
-    }
-
-    /// No matrix unit is known.
-    pub(super) fn int8_tiles() -> Option<PeakLoop> {
-        None
-    }
 
     /// No loop is written for this architecture.
     pub(super) fn bf16_dot() -> Option<PeakLoop> {

@@ -106,7 +106,7 @@ pub fn product<'a, 'b>(
     check(a, b, &out);
     let operations = out.rows() * out.cols() * a.cols() / 8;
     let across = out.cols().div_ceil(PANEL).max(1);
-    let height = height(cpu, out.rows(), across, PANEL_ROWS);
+    let height = height(cpu, out.rows(), across, PANEL_ROWS, MAX_ROWS);
     cpu.pool().for_parts_sized(operations, out.tiles(height, PANEL), |i, out| {
         let (from, col) = (i / across * height, i % across * PANEL);
         panel(isa, a.rows_at(from, out.rows()), b, col, out, write);
@@ -114,10 +114,10 @@ pub fn product<'a, 'b>(
 }
 
 /// Rows of the output for a worker to take together: nearly equal shares of at most `most`, and
-/// where there are few, enough for all threads.
-fn height(cpu: &Cpu, rows: usize, across: usize, most: usize) -> usize {
+/// where there are few, enough for all threads; whole tiles of `tile` rows.
+fn height(cpu: &Cpu, rows: usize, across: usize, most: usize, tile: usize) -> usize {
     let parts = rows.div_ceil(most).max(cpu.pool().threads().div_ceil(across));
-    rows.div_ceil(parts).max(1).next_multiple_of(MAX_ROWS)
+    rows.div_ceil(parts).max(1).next_multiple_of(tile)
 }
 
 /// [`product`] on the calling thread.

@@ -16,7 +16,7 @@ use super::{Operand, Tile, Write, bf16_tiles, check, height};
 use crate::arch::tiles::Tiles;
 use crate::buffer::{MatMut, MatRef};
 use crate::ops::q8_rows::round_pairs;
-use crate::ops::tile::{Tiled, cover};
+use crate::ops::tile::{MAX_ROWS, Tiled, cover};
 use crate::simd::{Simd, WithSimd, bf16_bits, dispatch_bf16};
 use crate::{Cpu, Isa};
 use std::cell::RefCell;
@@ -62,7 +62,7 @@ pub fn product_bf16<'a, 'b>(
     }
     let operations = out.rows() * out.cols() * a.cols() / 16;
     let across = out.cols().div_ceil(PANEL).max(1);
-    let height = height(cpu, out.rows(), across, PANEL_ROWS);
+    let height = height(cpu, out.rows(), across, PANEL_ROWS, MAX_ROWS);
     cpu.pool().for_parts_sized(operations, out.tiles(height, PANEL), |i, out| {
         let (from, col) = (i / across * height, i % across * PANEL);
         panel(isa, a.rows_at(from, out.rows()), b, pieces, col, out, write);

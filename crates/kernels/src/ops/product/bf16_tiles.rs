@@ -24,6 +24,8 @@ const DEPTH: usize = 2 * TILE_PAIRS;
 const PANEL: usize = 4 * COLUMNS;
 /// Most rows of the output that a worker takes together.
 const PANEL_ROWS: usize = 512;
+/// Rows of two tiles, which meet a panel together.
+const TALLEST: usize = 32;
 /// Most words of rounded operands; larger products are cut.
 const MOST_WORDS: usize = if cfg!(test) { 1 << 14 } else { 8 << 20 };
 /// Pairs along k after which the next panels are multiplied: a's stay in the second cache.
@@ -50,7 +52,10 @@ pub(super) fn product(
     let b_groups = out.cols().div_ceil(COLUMNS) * (COLUMNS / GROUP);
     let group_words = GROUP * pairs;
     if (a_groups + b_groups) * group_words > MOST_WORDS && a_groups.max(b_groups) > 2 {
-        return in_halves(cpu, tiles, (a, b), pieces, out, write);
+        for (operands, out) in halves((a, b), out) {
+            product(cpu, tiles, operands, pieces, out, write);
+        }
+        return;
     }
     let operations = out.rows() * out.cols() * a.cols() / 128;
     WORDS.with_borrow_mut(|words| {
@@ -67,7 +72,7 @@ pub(super) fn product(
         let bytes: &[u8] = bytemuck::cast_slice(words);
         let (a, b) = bytes.split_at(4 * a_groups * group_words);
         let across = out.cols().div_ceil(PANEL).max(1);
-        let height = height(cpu, out.rows(), across, PANEL_ROWS);
+        let height = height(cpu, out.rows(), across, PANEL_ROWS, TALLEST);
         cpu.pool().for_parts_sized(operations, out.tiles(height, PANEL), |i, out| {
             let (row, col) = (i / across * height, i % across * PANEL);
             let operands = (&a[4 * row * pairs..], &b[4 * col * pairs..]);
@@ -76,26 +81,19 @@ pub(super) fn product(
     });
 }
 
-/// The two halves of the output's longer side, one after the other.
-fn in_halves(
-    cpu: &Cpu,
-    tiles: Tiles,
-    (a, b): (Operand, Operand),
-    pieces: &[usize],
-    out: MatMut,
-    write: Write,
-) {
+/// The two halves of the output's longer side, each with its operands.
+fn halves<'a, 'b, 'c>(
+    (a, b): (Operand<'a>, Operand<'b>),
+    out: MatMut<'c>,
+) -> [((Operand<'a>, Operand<'b>), MatMut<'c>); 2] {
     let (rows, cols) = (out.rows(), out.cols());
+    let at = (rows.max(cols) / 2).next_multiple_of(COLUMNS);
     if rows >= cols {
-        let at = (rows / 2).next_multiple_of(COLUMNS);
         let (top, bottom) = out.split_rows(at);
-        product(cpu, tiles, (a.rows_at(0, at), b), pieces, top, write);
-        product(cpu, tiles, (a.rows_at(at, rows - at), b), pieces, bottom, write);
+        [((a.rows_at(0, at), b), top), ((a.rows_at(at, rows - at), b), bottom)]
     } else {
-        let at = (cols / 2).next_multiple_of(COLUMNS);
         let (left, right) = out.split_columns(at);
-        product(cpu, tiles, (a, b.columns(0, at)), pieces, left, write);
-        product(cpu, tiles, (a, b.columns(at, cols - at)), pieces, right, write);
+        [((a, b.columns(0, at)), left), ((a, b.columns(at, cols - at)), right)]
     }
 }
 

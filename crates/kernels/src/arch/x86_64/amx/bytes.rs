@@ -33,29 +33,13 @@ macro_rules! multiply {
                     $(concat!("vpxord zmm", $first, ", zmm", $first, ", zmm", $first),
                       concat!("vpxord zmm", $second, ", zmm", $second, ", zmm", $second),)*
                     "mov {row}, 64",
-                    "tileloadd tmm4, [{a} + {stride}*1]",
-                    "tileloadd tmm6, [{w} + {row}*1]",
-                    "tileloadd tmm7, [{w} + {row}*1 + 512]",
-                    "tilezero tmm0",
-                    "tilezero tmm1",
-                    "tdpbssd tmm0, tmm4, tmm6",
-                    "tdpbssd tmm1, tmm4, tmm7",
-                    "tilestored [{c0} + {row}*1], tmm0",
-                    "tilestored [{c0} + {row}*1 + 768], tmm1",
+                    block!("c0"),
                     "2:",
                     "add {w}, {block}",
                     "cmp {n}, 1",
                     "je 3f",
                     "add {a}, 32",
-                    "tileloadd tmm4, [{a} + {stride}*1]",
-                    "tileloadd tmm6, [{w} + {row}*1]",
-                    "tileloadd tmm7, [{w} + {row}*1 + 512]",
-                    "tilezero tmm0",
-                    "tilezero tmm1",
-                    "tdpbssd tmm0, tmm4, tmm6",
-                    "tdpbssd tmm1, tmm4, tmm7",
-                    "tilestored [{c1} + {row}*1], tmm0",
-                    "tilestored [{c1} + {row}*1 + 768], tmm1",
+                    block!("c1"),
                     "3:",
                     "vmovups zmm0, [{w} - {block} + 1024]",
                     "vmovups zmm1, [{w} - {block} + 1088]",
@@ -109,6 +93,27 @@ macro_rules! multiply {
                 );
             }
         }
+    };
+}
+
+/// The exact sums of the block at `w` with the rows at `a`.
+macro_rules! block {
+    ($to:literal) => {
+        concat!(
+            "tileloadd tmm4, [{a} + {stride}*1]\n",
+            "tileloadd tmm6, [{w} + {row}*1]\n",
+            "tileloadd tmm7, [{w} + {row}*1 + 512]\n",
+            "tilezero tmm0\n",
+            "tilezero tmm1\n",
+            "tdpbssd tmm0, tmm4, tmm6\n",
+            "tdpbssd tmm1, tmm4, tmm7\n",
+            "tilestored [{",
+            $to,
+            "} + {row}*1], tmm0\n",
+            "tilestored [{",
+            $to,
+            "} + {row}*1 + 768], tmm1",
+        )
     };
 }
 
