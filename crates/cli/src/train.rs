@@ -140,7 +140,9 @@ In the run file, beside what `sft` has:
   beta = 0.1
   loss = \"sigmoid\"            or \"ipo\"
   length_normalized = false
-  sft = 0.0                   weight of the chosen answer's cross entropy";
+  sft = 0.0                   weight of the chosen answer's cross entropy
+  precompute_ref_log_probs = false   true: the reference reads all pairs once, before the first
+                              step, instead of running beside the policy";
 
 const GRPO_EXAMPLES: &str = "\
 Examples:
@@ -389,7 +391,7 @@ impl Launch<'_> {
             _ => objective::sft(config, &files),
         };
         let mut batches = match stage {
-            "dpo" => objective::pairs(config, &files)?,
+            "dpo" => objective::pairs(config, &files, &begun, (&cpu, comm))?,
             "grpo" => rollouts::grpo(config, &files, self.cpu)?,
             "distil" if config.rollout.is_some() => rollouts::on_policy(config, &files, self.cpu)?,
             _ => objective::with_cache(config, objective::batches(config, &files)?)?,

@@ -52,7 +52,7 @@ pub use prompt_lookup::{Drafter, PromptLookup};
 pub use request::{Effort, MAX_LOGIT_BIAS, MAX_STOP_STRING_BYTES, MAX_STOP_STRINGS};
 pub use request::{MAX_STOP_TOKEN_IDS, MAX_TOP_LOGPROBS};
 pub use request::{SamplingParams, ServerBudget, ThinkingParams};
-pub use sampler::{Allowed, Draw, SampleInput, Sampler, TokenLogprob};
+pub use sampler::{Allowed, Draw, SampleInput, Sampler, TokenLogprob, logprob};
 pub use sequence::{
     EndToken, Event, FinishEvent, FinishReason, GenerationRequest, SequenceId, TokenEvent,
 };

@@ -193,13 +193,7 @@ impl Sampler {
         top_n: usize,
         top: &mut Vec<TokenLogprob>,
     ) -> Result<f32, SamplingError> {
-        check_finite(logits)?;
-        let max = maximum(logits);
-        if max == f32::NEG_INFINITY {
-            return Err(SamplingError::NoCandidate { vocab_size: logits.len() });
-        }
-        let sum: f64 = logits.iter().map(|&l| f64::from(l - max).exp()).sum();
-        let log_sum = f64::from(max) + sum.ln();
+        let log_sum = log_sum(logits)?;
         let logprob = |logit: f32| (f64::from(logit) - log_sum) as f32;
         largest(logits, top_n, &mut self.candidates);
         self.candidates.sort_unstable_by(Candidate::rank);
@@ -211,6 +205,22 @@ impl Sampler {
         );
         Ok(logprob(logits[token as usize]))
     }
+}
+
+/// Log-probability of `token` under the raw `logits` \[V\]: the bits of [`Sampler::logprobs`].
+pub fn logprob(logits: &[f32], token: u32) -> Result<f32, SamplingError> {
+    Ok((f64::from(logits[token as usize]) - log_sum(logits)?) as f32)
+}
+
+/// Logarithm of the sum of exponentials.
+fn log_sum(logits: &[f32]) -> Result<f64, SamplingError> {
+    check_finite(logits)?;
+    let max = maximum(logits);
+    if max == f32::NEG_INFINITY {
+        return Err(SamplingError::NoCandidate { vocab_size: logits.len() });
+    }
+    let sum: f64 = logits.iter().map(|&l| f64::from(l - max).exp()).sum();
+    Ok(f64::from(max) + sum.ln())
 }
 
 fn check_finite(logits: &[f32]) -> Result<(), SamplingError> {

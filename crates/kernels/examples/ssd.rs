@@ -67,6 +67,7 @@ fn measure(cpu: &Cpu, peak: f64, [heads, p, sequences, tokens]: [usize; 4], dtyp
         let segments = states.iter_mut().map(|(conv, state)| MixerSegment {
             chunk: CHUNK,
             len: tokens,
+            steps: 0,
             conv,
             state: state.view_mut(),
         });

@@ -12,7 +12,7 @@
 
 use crate::activations::{Activations, sized};
 use crate::layer::{LayerConfig, Mamba2Config};
-use crate::mamba2::mixer_params;
+use crate::mamba2::{SCAN_CHUNK, mixer_params};
 use crate::nemotron_h::NemotronH;
 use crate::state::{LayerState, Mamba2State, SequenceState};
 use crate::weights::{LayerWeights, Mamba2Weights};
@@ -140,7 +140,8 @@ impl Saved {
         }
         let inputs = MatRef::new(&self.inputs, m.in_proj_rows()).rows_at(0, replay.len);
         let Mamba2State { conv, ssm } = state;
-        let segment = MixerSegment { len: replay.len, chunk: 1, conv, state: ssm.view_mut() };
+        let (len, chunk, state) = (replay.len, SCAN_CHUNK, ssm.view_mut());
+        let segment = MixerSegment { len, chunk, steps: len, conv, state };
         let params = mixer_params(m, w, replay.dt_limit, replay.eps);
         // The outputs were used when the draft was read.
         let unused = MatMut::new(sized(&mut act.mix, replay.len * m.d_inner()), m.d_inner());

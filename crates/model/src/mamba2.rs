@@ -54,8 +54,8 @@ pub(crate) fn forward(
         };
         let Mamba2State { conv, ssm } = state;
         // A draft is read with the arithmetic of single steps.
-        let chunk = if segment.draft { 1 } else { SCAN_CHUNK };
-        MixerSegment { len: segment.len, chunk, conv, state: ssm.view_mut() }
+        let (len, steps) = (segment.len, if segment.draft { segment.len } else { 0 });
+        MixerSegment { len, chunk: SCAN_CHUNK, steps, conv, state: ssm.view_mut() }
     });
     let gated = sized(&mut act.mix, tokens * inner);
     let out = MatMut::new(gated, inner);

@@ -8,6 +8,8 @@
 //! back. The output head belongs to the loss: [`Trainable::forward`] ends at the final norm, and
 //! [`Trainable::backward`] starts there.
 //!
+//! A batch with [`Signals`] is an engine's own answers: its forward pass has the engine's bits.
+//!
 //! **Invariants.** A gradient is a left fold over documents in order, so packing changes no bit of
 //! it, nor does the number of threads. Source of the formulas: the ops' own files.
 
@@ -22,6 +24,7 @@ use crate::config::Config;
 use crate::parameters::Layout;
 use block::{Pass, Saved};
 use hybra_kernels::ops::embedding::{embedding, embedding_backward};
+use hybra_kernels::ops::gemm::gemm;
 use hybra_kernels::ops::rms_norm::{rms_norm, rms_norm_backward};
 use hybra_kernels::{Cpu, DType, MatMut, MatRef, WeightRef};
 use serde::{Deserialize, Serialize};
@@ -122,6 +125,17 @@ impl Trainable {
         MatMut::new(views.lm_head.unwrap_or(views.embedding), self.config.hidden_size)
     }
 
+    /// Logits of rows of the final norm's output, `[n, V]`, with the bits of an engine that runs
+    /// these weights.
+    ///
+    /// # Panics
+    /// If a shape disagrees.
+    pub fn logits(&self, cpu: &Cpu, parameters: &[f32], rows: MatRef, out: MatMut) {
+        let views = self.views(parameters);
+        let head = views.lm_head.unwrap_or(views.embedding);
+        gemm(cpu, rows, stored(head, self.config.hidden_size), out);
+    }
+
     fn views<'p>(&self, parameters: &'p [f32]) -> Views<&'p [f32]> {
         Views::of(&self.config, &self.layout, parameters)
     }
@@ -136,12 +150,10 @@ impl Trainable {
         assert_eq!(batch.documents.iter().sum::<usize>(), tokens, "lengths of the documents");
         tape.hidden.resize(tokens * h, 0.0);
         tape.normed.resize(tokens * h, 0.0);
-        // Weight views hold little-endian bytes, as every target of this project does.
-        let table = bytemuck::cast_slice(views.embedding);
-        let table = WeightRef::new(DType::F32, self.config.vocab_size, h, table);
+        let table = stored(views.embedding, h);
         embedding(cpu, table, &batch.tokens, MatMut::new(&mut tape.hidden, h));
         tape.blocks.resize_with(self.config.layers.len(), Saved::default);
-        let pass = self.pass(cpu, &batch.documents);
+        let pass = self.pass(cpu, batch);
         for (layer, block) in views.blocks.iter().enumerate() {
             let saved = &mut tape.blocks[layer];
             saved.x.clear();
@@ -179,7 +191,7 @@ impl Trainable {
         let h = self.config.hidden_size;
         let views = self.views(parameters);
         let mut g = Views::of_mut(&self.config, &self.layout, gradient);
-        let pass = self.pass(cpu, &batch.documents);
+        let pass = self.pass(cpu, batch);
         let mut d = std::mem::take(&mut tape.scratch.dhidden);
         d.clear();
         d.resize(tape.hidden.len(), 0.0);
@@ -212,8 +224,16 @@ impl Trainable {
         tape.scratch.dhidden = d;
     }
 
-    fn pass<'a>(&'a self, cpu: &'a Cpu, documents: &'a [usize]) -> Pass<'a> {
-        let config = &self.config;
-        Pass { cpu, config, documents, eps: config.norm_eps, precision: self.precision }
+    fn pass<'a>(&'a self, cpu: &'a Cpu, batch: &'a PackedBatch) -> Pass<'a> {
+        let (config, documents, precision) = (&self.config, &batch.documents, self.precision);
+        let prompts = batch.signals.as_ref().map(|signals| &signals.prompts[..]);
+        assert!(prompts.is_none_or(|p| p.len() == documents.len()), "a prompt in each document");
+        Pass { cpu, config, documents, prompts, eps: config.norm_eps, precision }
     }
+}
+
+/// A matrix as files and engines hold it; bytes of weights are little-endian, as every target of
+/// this project is.
+fn stored(w: &[f32], cols: usize) -> WeightRef<'_> {
+    WeightRef::new(DType::F32, w.len() / cols, cols, bytemuck::cast_slice(w))
 }

@@ -14,6 +14,7 @@
 //! Sources: Rafailov et al. 2023 (DPO), Azar et al. 2024 (IPO).
 
 mod pairs;
+mod precompute;
 
 pub use pairs::{Pair, PairBatches, PairConfig, PairError};
 
@@ -36,11 +37,20 @@ pub struct DpoConfig {
     pub length_normalized: bool,
     /// Weight of the chosen answer's cross entropy.
     pub sft: f64,
+    /// Whether the reference reads all pairs before the first step, and is gone then, instead of
+    /// running beside the policy (TRL's name).
+    pub precompute_ref_log_probs: bool,
 }
 
 impl Default for DpoConfig {
     fn default() -> Self {
-        Self { beta: 0.1, loss: DpoLoss::Sigmoid, length_normalized: false, sft: 0.0 }
+        Self {
+            beta: 0.1,
+            loss: DpoLoss::Sigmoid,
+            length_normalized: false,
+            sft: 0.0,
+            precompute_ref_log_probs: false,
+        }
     }
 }
 
@@ -86,19 +96,44 @@ pub fn dpo_loss(loss: DpoLoss, beta: f64, margin: f64) -> (f64, f64) {
 /// The objective.
 pub struct Dpo {
     model: Trainable,
-    reference: Weighted,
+    /// `None`: batches bring what it said.
+    reference: Option<Weighted>,
+    /// Hash of the weights that the run began from, until others come.
+    begun: Option<blake3::Hash>,
     config: DpoConfig,
     tape: Tape,
     reference_tape: Tape,
     dnormed: Vec<f32>,
 }
 
+fn hash(parameters: &[f32]) -> blake3::Hash {
+    blake3::hash(bytemuck::cast_slice(parameters))
+}
+
 impl Dpo {
-    /// For a model of this shape that began as `reference`.
+    /// For a model of this shape that began as `reference`, which is kept unless batches bring what
+    /// it said ([`PairBatches::precompute`]).
     #[must_use]
     pub fn new(model: Trainable, reference: Weighted, config: DpoConfig) -> Self {
         let (tape, reference_tape) = (Tape::default(), Tape::default());
-        Self { model, reference, config, tape, reference_tape, dnormed: Vec::new() }
+        let begun = Some(hash(&reference.parameters));
+        let reference = (!config.precompute_ref_log_probs).then_some(reference);
+        Self { model, reference, begun, config, tape, reference_tape, dnormed: Vec::new() }
+    }
+
+    fn of_reference(&mut self, cpu: &Cpu, batch: &PackedBatch) -> Vec<f32> {
+        let Some(Weighted { model, parameters }) = &self.reference else {
+            return batch.reference.clone().expect("a batch with what the reference said");
+        };
+        model.forward(cpu, parameters, batch, &mut self.reference_tape);
+        logprobs(cpu, model, parameters, batch, &self.reference_tape)
+    }
+
+    /// Policy and reference are equal until the first update, and only then.
+    fn check_start(&mut self, parameters: &[f32], margins: f64) {
+        if margins != 0.0 && self.begun.take().is_some_and(|own| own == hash(parameters)) {
+            panic!("DPO: the margin of equal weights is {margins}, not 0");
+        }
     }
 }
 
@@ -147,9 +182,7 @@ impl Objective for Dpo {
         scale: f32,
         gradient: &mut [f32],
     ) -> LossSums {
-        let Weighted { model: old, parameters: begun } = &self.reference;
-        old.forward(cpu, begun, batch, &mut self.reference_tape);
-        let reference = logprobs(cpu, old, begun, batch, &self.reference_tape);
+        let reference = self.of_reference(cpu, batch);
         let (model, tape) = (&self.model, &mut self.tape);
         model.forward(cpu, parameters, batch, tape);
         let policy = logprobs(cpu, model, parameters, batch, tape);
@@ -176,10 +209,8 @@ impl Objective for Dpo {
             chosen_logp += chosen.policy;
             rejected_logp += rejected.policy;
         }
-        // The check is a comparison of weights: cheap, and true of the first step alone.
-        if margins != 0.0 && parameters == begun.as_slice() {
-            panic!("DPO: the margin of equal weights is {margins}, not 0");
-        }
+        self.check_start(parameters, margins);
+        let (model, tape) = (&self.model, &mut self.tape);
         let side = (model, parameters, batch);
         learn(cpu, side, tape, (&weights, scale), &mut self.dnormed, gradient);
         let metrics = vec![

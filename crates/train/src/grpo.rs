@@ -232,8 +232,7 @@ impl GrpoBatches {
 
 impl Batches for GrpoBatches {
     fn step(&mut self, policy: &Policy) -> Result<Vec<PackedBatch>, BoxError> {
-        let is_on_policy = self.state.waiting.is_empty();
-        if is_on_policy {
+        if self.state.waiting.is_empty() {
             self.round(policy)?;
         } else {
             self.metrics.clear();
@@ -244,7 +243,7 @@ impl Batches for GrpoBatches {
         let rollouts: Vec<&Rollout> = taken.iter().map(|scored| &scored.rollout).collect();
         let packs = pack(&rollouts, self.prompts.pack_len(), policy.comm.size())?;
         let signal = |(mut batch, members): (PackedBatch, Vec<usize>)| {
-            let mut signals = Signals { is_on_policy, ..Signals::default() };
+            let mut signals = Signals::default();
             for scored in members.into_iter().map(|at| &taken[at]) {
                 push(&mut signals, scored);
             }
@@ -281,6 +280,7 @@ impl Batches for GrpoBatches {
 
 /// A document's signals, aligned with the tokens that predict.
 fn push(signals: &mut Signals, Scored { rollout, advantage }: &Scored) {
+    signals.prompts.push(rollout.prompt.len());
     let prompt = rollout.prompt.len() - 1;
     signals.advantages.extend(std::iter::repeat_n(0.0, prompt));
     signals.sampled.extend(std::iter::repeat_n(0.0, prompt));

@@ -5,13 +5,17 @@
 //! A < 0 the first term is at most −c·A (dual clip). The loss of a step is the mean over all sampled
 //! tokens of all its answers (token level, global), so long answers weigh more than short ones.
 //!
-//! Where a batch brings no old log-probabilities the update is on-policy: r is exactly 1.
+//! π is computed with the bits that the engine had when it sampled ([`Signals`]), so an update with
+//! the weights that sampled has r = 1 exactly, without any correction.
+//!
+//! [`Signals`]: hybra_model::training::Signals
 //!
 //! Sources: Shao et al. 2024 (GRPO), Yu et al. 2025 (DAPO: clip-higher, token level), Schulman 2020
 //! (the k3 estimator), Ye et al. 2020 (dual clip).
 
 use crate::distil::Weighted;
 use crate::objective::{LossSums, Objective};
+use hybra_engine::logprob;
 use hybra_kernels::ops::linear_cross_entropy::{HeadGradients, Labels, linear_cross_entropy};
 use hybra_kernels::{Cpu, MatMut, MatRef};
 use hybra_model::training::{PackedBatch, Tape, Trainable};
@@ -110,19 +114,19 @@ impl Objective for PolicyGradient {
         let reference = self.reference.as_ref().map(|reference| {
             let Weighted { model, parameters } = reference;
             model.forward(cpu, parameters, batch, &mut self.reference_tape);
-            logprobs(cpu, model, parameters, batch, &self.reference_tape)
+            sampled_logprobs(cpu, model, parameters, batch, &self.reference_tape)
         });
         model.forward(cpu, parameters, batch, tape);
-        let now = logprobs(cpu, model, parameters, batch, tape);
+        let now = sampled_logprobs(cpu, model, parameters, batch, tape);
         let mut weights = vec![0.0; now.len()];
         let (mut loss, mut count) = (0.0, 0.0);
         let (mut kl, mut clipped, mut gap, mut surprise) = (0.0, 0.0, 0.0, 0.0);
         for t in (0..now.len()).filter(|&t| batch.weights[t] != 0.0) {
             let logp = f64::from(now[t]);
             let sampled = f64::from(signals.sampled[t]);
-            let old = if signals.is_on_policy { logp } else { sampled };
             let of = reference.as_ref().map(|reference| f64::from(reference[t]));
-            let token = token_loss(&self.config, f64::from(signals.advantages[t]), logp, old, of);
+            let token =
+                token_loss(&self.config, f64::from(signals.advantages[t]), logp, sampled, of);
             // The head's gradient is that of Σ weight · (−log π).
             weights[t] = -token.slope as f32;
             loss += token.loss;
@@ -147,6 +151,39 @@ impl Objective for PolicyGradient {
     fn may_rest(&self) -> bool {
         true
     }
+}
+
+/// Logits of a block of rows.
+const LOGITS: usize = 1 << 21;
+
+/// As [`logprobs`], after a forward pass over a batch with signals: the bits that the engine gave
+/// the tokens when these weights sampled them. NaN where a logit is not finite.
+fn sampled_logprobs(
+    cpu: &Cpu,
+    model: &Trainable,
+    parameters: &[f32],
+    batch: &PackedBatch,
+    tape: &Tape,
+) -> Vec<f32> {
+    let (h, vocab) = (model.config().hidden_size, model.config().vocab_size);
+    let learned: Vec<usize> =
+        (0..batch.tokens.len()).filter(|&t| batch.weights[t] != 0.0).collect();
+    let mut found = vec![0.0; batch.tokens.len()];
+    let (mut x, mut logits, mut of_rows) = (Vec::new(), Vec::new(), Vec::new());
+    for rows in learned.chunks((LOGITS / vocab).max(1)) {
+        x.clear();
+        rows.iter().for_each(|t| x.extend_from_slice(&tape.normed()[t * h..][..h]));
+        logits.resize(rows.len() * vocab, 0.0);
+        model.logits(cpu, parameters, MatRef::new(&x, h), MatMut::new(&mut logits, vocab));
+        of_rows.resize(rows.len(), 0.0);
+        let to = MatMut::new(&mut of_rows, 1).tiles(1, 1);
+        cpu.pool().for_parts(to, |i, mut of_row| {
+            let row = &logits[i * vocab..][..vocab];
+            of_row.row_mut(0)[0] = logprob(row, batch.labels[rows[i]]).unwrap_or(f32::NAN);
+        });
+        rows.iter().zip(&of_rows).for_each(|(&t, value)| found[t] = *value);
+    }
+    found
 }
 
 /// Log-probabilities of the labels where they are learned, after a forward pass.

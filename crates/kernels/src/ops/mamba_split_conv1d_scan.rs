@@ -44,8 +44,10 @@ pub struct MixerParams<'a> {
 pub struct MixerSegment<'a> {
     /// How many: the next rows of the inputs and of the output.
     pub len: usize,
-    /// Q: the most tokens of a chunk of the scan; 1: single steps.
+    /// Q: the most tokens of a chunk of the scan.
     pub chunk: usize,
+    /// So many of the last tokens are read in single steps: they have the bits of as many calls.
+    pub steps: usize,
     /// The last K − 1 inputs of the convolution, \[K − 1, HP + 2GN\], oldest first; moved on.
     pub conv: &'a mut [f32],
     /// The state of the recurrence, \[H, N, P\]; moved on.
@@ -117,6 +119,7 @@ struct Task<'a> {
     first: usize,
     heads: usize,
     chunk: usize,
+    steps: usize,
     /// The rows of the sequence.
     zxbcdt: MatRef<'a>,
     /// The convolution's past inputs for x of the heads.
@@ -141,8 +144,8 @@ fn split<'a, 's: 'a>(
 ) {
     let (ssd, mut start) = (&p.ssd, 0);
     let (inner, width, bc_width) = (ssd.inner(), heads * ssd.head_dim, 2 * ssd.bc_width());
-    for MixerSegment { len, chunk, conv, mut state } in segments {
-        assert!(chunk > 0, "chunks of no tokens");
+    for MixerSegment { len, chunk, steps, conv, mut state } in segments {
+        assert!(chunk > 0 && steps <= len, "chunks of tokens, and single ones among them");
         assert_eq!(conv.len() + ssd.conv_dim(), p.conv_weight.len(), "state of the convolution");
         assert_eq!(state.len(), ssd.state_len(), "state");
         assert!(len > 0 && start + len <= zxbcdt.rows(), "segments cover the rows");
@@ -162,7 +165,7 @@ fn split<'a, 's: 'a>(
             (columns, past_x) = (others, other_past);
             let state = state.split_off(width * ssd.state_size);
             let (zxbcdt, past_x, out) = (rows, own_past, own);
-            tasks.push(Task { first, heads, chunk, zxbcdt, past_x, past_bc, state, out });
+            tasks.push(Task { first, heads, chunk, steps, zxbcdt, past_x, past_bc, state, out });
         }
     }
     assert_eq!(start, zxbcdt.rows(), "segments cover the rows");
@@ -174,13 +177,13 @@ impl Task<'_> {
         let group = first / p.ssd.heads_per_group();
         let inputs = Projected { p, zxbcdt, first, group, past_x, past_bc, norm };
         let y = self.out.reborrow();
-        let (ssd, chunk) = (&p.ssd, self.chunk);
+        let (ssd, chunk, steps) = (&p.ssd, self.chunk, self.steps);
         match &mut self.state {
             SsmStateMut::F32(state) => {
-                Part { p: ssd, first, heads, chunk, inputs, state, y, buffers }.run(isa);
+                Part { p: ssd, first, heads, chunk, steps, inputs, state, y, buffers }.run(isa);
             }
             SsmStateMut::Bf16(state) => {
-                Part { p: ssd, first, heads, chunk, inputs, state, y, buffers }.run(isa);
+                Part { p: ssd, first, heads, chunk, steps, inputs, state, y, buffers }.run(isa);
             }
         }
         let (from, width) = (p.ssd.inner() + first * p.ssd.head_dim, heads * p.ssd.head_dim);
@@ -337,11 +340,23 @@ mod tests {
             lens: &[usize],
             states: &mut [(Vec<f32>, SsmState)],
         ) -> Vec<f32> {
+            self.run_with_steps(cpu, inputs, lens, 0, states)
+        }
+
+        /// The last `steps` tokens of each sequence, at most all, are read one by one.
+        fn run_with_steps(
+            &self,
+            cpu: &Cpu,
+            inputs: MatRef,
+            lens: &[usize],
+            steps: usize,
+            states: &mut [(Vec<f32>, SsmState)],
+        ) -> Vec<f32> {
             let p = self.params();
             let mut out = vec![f32::NAN; inputs.rows() * p.ssd.inner()];
             let segments = lens.iter().zip(states.iter_mut()).map(|(&len, (conv, state))| {
-                let (chunk, state) = (CHUNK, state.view_mut());
-                MixerSegment { len, chunk, conv, state }
+                let (steps, state) = (steps.min(len), state.view_mut());
+                MixerSegment { len, chunk: CHUNK, steps, conv, state }
             });
             let to = MatMut::new(&mut out, p.ssd.inner());
             mamba_split_conv1d_scan(cpu, &p, inputs, segments, to);
@@ -428,6 +443,38 @@ mod tests {
                     assert_same_bits(&widened(&alone[0]), &widened(state), &what);
                     from += len;
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn steps_at_the_end_have_the_bits_of_as_many_calls() {
+        let lens = [40, 1, 21, 33];
+        for sizes in LAYERS {
+            let layer = Layer::new(sizes);
+            let (cols, rows) = (layer.cols(), lens.iter().sum::<usize>());
+            let wide = values(rows * cols, 2);
+            let wide = MatRef::new(&wide, cols);
+            for (isa, steps) in
+                Isa::available().into_iter().flat_map(|isa| [1, 21, 100].map(|s| (isa, s)))
+            {
+                let starts = || (0..lens.len() as u64).map(|i| layer.start(SsmDtype::F32, i));
+                let mut states: Vec<_> = starts().collect();
+                let cpu = Cpu::new(isa, 3);
+                let got = layer.run_with_steps(&cpu, wide, &lens, steps, &mut states);
+                let (mut from, mut want) = (0, Vec::new());
+                for ((len, start), state) in lens.into_iter().zip(starts()).zip(&states) {
+                    let mut alone = [start];
+                    let chunked = len - steps.min(len);
+                    let calls = [chunked].into_iter().filter(|&len| len > 0);
+                    for num in calls.chain(std::iter::repeat_n(1, len - chunked)) {
+                        want.extend(layer.run(&cpu, wide.rows_at(from, num), &[num], &mut alone));
+                        from += num;
+                    }
+                    let what = format!("{isa} {sizes:?} {steps} of {len}");
+                    assert_same_bits(&widened(state), &widened(&alone[0]), &what);
+                }
+                assert_same_bits(&got, &want, &format!("{isa} {sizes:?} {steps} steps"));
             }
         }
     }

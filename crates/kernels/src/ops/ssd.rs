@@ -162,7 +162,7 @@ pub fn ssd_chunk_scan(
         let first = i * heads;
         let inputs = Convolved { p, group: first / p.heads_per_group(), xbc, dt };
         with_buffers(|buffers| {
-            Part { p, first, heads, chunk, inputs, state, y, buffers }.run(isa);
+            Part { p, first, heads, chunk, steps: 0, inputs, state, y, buffers }.run(isa);
         });
     });
 }
@@ -242,7 +242,10 @@ pub(crate) struct Part<'a, I, E> {
     pub(crate) p: &'a SsdParams<'a>,
     pub(crate) first: usize,
     pub(crate) heads: usize,
+    /// Most tokens of a chunk.
     pub(crate) chunk: usize,
+    /// Tokens at the end that are chunks of one.
+    pub(crate) steps: usize,
     pub(crate) inputs: I,
     /// States of the part's heads.
     pub(crate) state: &'a mut [E],
@@ -255,13 +258,15 @@ impl<I: Inputs, E: Stored> Part<'_, I, E> {
     /// Vector code is entered for each piece of work, not for the whole: it is compiled once
     /// then, whatever the inputs and the type of the state.
     pub(crate) fn run(self, isa: Isa) {
-        let Part { p, first, heads, chunk, inputs, state, mut y, buffers } = self;
+        let Part { p, first, heads, chunk, steps, inputs, state, mut y, buffers } = self;
         let (len, n, head_dim) = (inputs.len(), p.state_size, p.head_dim);
-        let sizes = ChunkSizes { most: chunk.min(len), heads, head_dim, state_size: n };
+        let chunked = len - steps;
+        let most = chunk.min(chunked).max(1);
+        let sizes = ChunkSizes { most, heads, head_dim, state_size: n };
         let (p_stride, heads_stride) = (sizes.p_stride(), sizes.heads_stride());
         let mut scratch = Scratch::new(buffers, sizes);
-        for from in (0..len).step_by(chunk) {
-            let rows = from..len.min(from + chunk);
+        for from in (0..chunked).step_by(chunk).chain(chunked..len) {
+            let rows = from..if from < chunked { chunked.min(from + chunk) } else { from + 1 };
             let num = rows.len();
             let (b, c) = (&mut scratch.b[..num * n], &mut scratch.c[..num * n]);
             inputs.fill_group(isa, rows.clone(), b, c);

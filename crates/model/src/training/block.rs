@@ -1,13 +1,14 @@
 //! One block, forward: `hidden += mixer(rms_norm(hidden))`, keeping what the way back needs.
 
-use super::Precision;
 use super::views::{Block, Mamba2, Mixer};
+use super::{Precision, stored};
 use crate::activations::sized;
 use crate::config::Config;
 use crate::layer::{AttentionConfig, LayerConfig, Mamba2Config};
 use crate::nemotron_h::SCAN_CHUNK;
 use hybra_kernels::ops::activation::{add_assign, relu2_of};
 use hybra_kernels::ops::attention::{KvCache, KvDtype, Segment, attention};
+use hybra_kernels::ops::gemm::gemm;
 use hybra_kernels::ops::mamba_split_conv1d_scan::{
     MixerParams, MixerSegment, mamba_split_conv1d_scan,
 };
@@ -22,6 +23,8 @@ pub(super) struct Pass<'a> {
     pub(super) cpu: &'a Cpu,
     pub(super) config: &'a Config,
     pub(super) documents: &'a [usize],
+    /// Lengths of the documents' prompts, if the forward pass is to have an engine's bits.
+    pub(super) prompts: Option<&'a [usize]>,
     pub(super) eps: f32,
     pub(super) precision: Precision,
 }
@@ -181,8 +184,19 @@ impl Pass<'_> {
     fn project(&self, x: &[f32], cols: usize, w: &[f32], out: &mut Vec<f32>) {
         let rows = w.len() / cols;
         out.resize(x.len() / cols * rows, 0.0);
-        let (x, w) = (MatRef::new(x, cols), MatRef::new(w, cols));
-        self.product(x, w.t(), MatMut::new(out, rows), Write::Store);
+        self.project_to(MatRef::new(x, cols), w, MatMut::new(out, rows));
+    }
+
+    fn project_to(&self, x: MatRef, w: &[f32], out: MatMut) {
+        match self.prompts {
+            Some(_) => gemm(self.cpu, x, stored(w, x.cols()), out),
+            None => self.product(x, MatRef::new(w, x.cols()).t(), out, Write::Store),
+        }
+    }
+
+    /// How many tokens of a document an engine would read one by one.
+    fn steps(&self, document: usize) -> usize {
+        self.prompts.map_or(0, |prompts| self.documents[document] - prompts[document])
     }
 
     fn mamba2(
@@ -205,9 +219,10 @@ impl Pass<'_> {
         // A kernel of one tap has no window: its chunks are empty.
         let mut conv = scratch.conv.as_mut_slice();
         let segments = self.documents.iter().zip(scratch.ssm.chunks_exact_mut(ssm_len));
-        let segments = segments.map(|(&len, ssm)| MixerSegment {
+        let segments = segments.enumerate().map(|(i, (&len, ssm))| MixerSegment {
             len,
             chunk: SCAN_CHUNK,
+            steps: self.steps(i),
             conv: conv.split_off_mut(..conv_len).expect("a window for each document"),
             state: SsmStateMut::F32(ssm),
         });
@@ -232,8 +247,7 @@ impl Pass<'_> {
         let mut rest = saved.wide.as_mut_slice();
         for (w, width) in [(q_proj, q_width), (k_proj, kv_width), (v_proj, kv_width)] {
             let out = rest.split_off_mut(..tokens * width).expect("q, k and v");
-            let (x, w) = (MatRef::new(&scratch.normed, h), MatRef::new(w, h));
-            self.product(x, w.t(), MatMut::new(out, width), Write::Store);
+            self.project_to(MatRef::new(&scratch.normed, h), w, MatMut::new(out, width));
         }
         let [q, k, v] = split_qkv(a, tokens, &saved.wide);
         let mut from = 0;

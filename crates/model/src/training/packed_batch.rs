@@ -22,17 +22,22 @@ pub struct PackedBatch {
     pub soft_labels: Option<SoftLabels>,
     /// What an answer was worth, where the model made it itself.
     pub signals: Option<Signals>,
+    /// Log-probabilities of the labels where they are learned, \[T\], under a model that was asked
+    /// before.
+    pub reference: Option<Vec<f32>>,
 }
 
-/// What is known of sampled tokens, aligned with the tokens that predict them.
+/// What is known of sampled tokens, aligned with the tokens that predict them. A forward pass over a
+/// batch with signals has the bits of the engine that sampled the tokens: it reads each document's
+/// prompt in chunks and what follows step by step, in the engine's arithmetic of f32 weights.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Signals {
     /// How much better than expected the answer was, \[T\].
     pub advantages: Vec<f32>,
     /// Log-probabilities when the tokens were sampled, \[T\].
     pub sampled: Vec<f32>,
-    /// Whether the weights are still those that sampled them.
-    pub is_on_policy: bool,
+    /// So many of the first tokens of each document are its prompt.
+    pub prompts: Vec<usize>,
 }
 
 /// The k most probable next tokens behind every token of a batch; the rest is one bucket.

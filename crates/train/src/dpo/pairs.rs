@@ -74,15 +74,22 @@ pub struct Pair {
 }
 
 impl Pair {
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.chosen.tokens.len() + self.rejected.tokens.len()
+    }
+
+    pub(super) fn push_to(&self, pack: &mut PackedBatch) {
+        self.chosen.push_to(pack);
+        self.rejected.push_to(pack);
     }
 }
 
 /// The micro-batches of a run.
 pub struct PairBatches {
-    config: PairConfig,
-    pairs: Vec<Pair>,
+    pub(super) config: PairConfig,
+    pub(super) pairs: Vec<Pair>,
+    /// What the reference says of each pair's tokens; empty where each step asks it.
+    pub(super) reference: Vec<Vec<f32>>,
     fingerprint: String,
     step: u64,
 }
@@ -122,7 +129,7 @@ impl PairBatches {
         hash.update(text.as_bytes());
         hash.update(encoder.tokenizer().to_json().as_bytes());
         let fingerprint = hash.finalize().to_hex().to_string();
-        Ok(Self { config: config.clone(), pairs, fingerprint, step: 0 })
+        Ok(Self { config: config.clone(), pairs, reference: Vec::new(), fingerprint, step: 0 })
     }
 
     /// All pairs, in the order of the file.
@@ -131,11 +138,11 @@ impl PairBatches {
         &self.pairs
     }
 
-    /// Pair `index` of the run, epoch by epoch, each in an order of its own.
-    fn pick(&self, index: u64) -> &Pair {
+    /// Place of the run's pair `index`, epoch by epoch, each in an order of its own.
+    fn pick(&self, index: u64) -> usize {
         let n = self.pairs.len() as u64;
         let draws = Draws::new(self.config.seed, Purpose::Epoch, 0, index / n);
-        &self.pairs[Permutation::new(n, draws).at(index % n) as usize]
+        Permutation::new(n, draws).at(index % n) as usize
     }
 }
 
@@ -143,7 +150,7 @@ impl Batches for PairBatches {
     fn step(&mut self, policy: &Policy) -> Result<Vec<PackedBatch>, BoxError> {
         let size = self.config.batch_size as u64;
         let picked = (self.step * size..(self.step + 1) * size).map(|index| self.pick(index));
-        let picked: Vec<&Pair> = picked.collect();
+        let picked: Vec<usize> = picked.collect();
         let ranks = policy.comm.size();
         if picked.len() < ranks {
             return Err(
@@ -153,7 +160,8 @@ impl Batches for PairBatches {
         // A rank has at least one pair; beyond that packs are filled in order.
         let most = picked.len() / ranks;
         let mut packs: Vec<(usize, usize, PackedBatch)> = Vec::new();
-        for pair in picked {
+        for at in picked {
+            let pair = &self.pairs[at];
             let fits = |&(tokens, count, _): &(usize, usize, PackedBatch)| {
                 tokens + pair.len() <= self.config.pack_len && count < most
             };
@@ -161,8 +169,10 @@ impl Batches for PairBatches {
                 packs.push((0, 0, PackedBatch::default()));
             }
             let (tokens, count, pack) = packs.last_mut().expect("one was pushed");
-            pair.chosen.push_to(pack);
-            pair.rejected.push_to(pack);
+            pair.push_to(pack);
+            if let Some(reference) = self.reference.get(at) {
+                pack.reference.get_or_insert_default().extend(reference);
+            }
             (*tokens, *count) = (*tokens + pair.len(), *count + 1);
         }
         self.step += 1;
