@@ -7,6 +7,23 @@
 
 use crate::isa::Isa;
 
+/// An array of `$n` values, element `$i` being `$value`, by a plain loop: a closure that is handed to
+/// `from_fn` or `map` can stay a function of its own, which is not compiled for the instruction set
+/// and makes a call of every vector operation in it.
+macro_rules! array {
+    ($n:expr, $i:ident => $value:expr) => {{
+        let mut all = {
+            let $i = 0;
+            [$value; $n]
+        };
+        for $i in 1..$n {
+            all[$i] = $value;
+        }
+        all
+    }};
+}
+pub(crate) use array;
+
 /// Operations on vectors of f32.
 pub trait Simd: Copy + Send + Sync + 'static {
     /// Lanes of a vector.

@@ -12,7 +12,7 @@
 
 use crate::Cpu;
 use crate::buffer::{MatMut, MatRef};
-use crate::simd::{Simd, WithSimd, dispatch};
+use crate::simd::{Simd, WithSimd, array, dispatch};
 
 /// Rows that a worker takes at a time.
 const TILE_ROWS: usize = 32;
@@ -135,8 +135,8 @@ impl<P: Past> Conv<'_, P> {
     #[inline(always)]
     fn taps<S: Simd, const K: usize>(&self, s: S, t: usize, out: &mut [f32]) {
         let cols = out.len();
-        let inputs: [&[f32]; K] = std::array::from_fn(|k| &self.input(t, k)[..cols]);
-        let weights: [&[f32]; K] = std::array::from_fn(|k| &self.weight.row(k)[..cols]);
+        let inputs: [&[f32]; K] = array!(K, k => &self.input(t, k)[..cols]);
+        let weights: [&[f32]; K] = array!(K, k => &self.weight.row(k)[..cols]);
         let whole = cols / S::LANES * S::LANES;
         for at in (0..whole).step_by(S::LANES) {
             let mut sum = self.bias.map_or(s.zero(), |bias| s.load(&bias[at..]));

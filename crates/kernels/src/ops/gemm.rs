@@ -12,7 +12,7 @@
 use crate::buffer::{MatMut, MatRef};
 use crate::dtype::{DType, WeightRef};
 use crate::ops::quantize::decode;
-use crate::simd::{Simd, WithSimd, dispatch};
+use crate::simd::{Simd, WithSimd, array, dispatch};
 use crate::{Cpu, Isa};
 use std::cell::RefCell;
 
@@ -128,11 +128,11 @@ impl Panel<'_> {
         k: usize,
         len: usize,
     ) {
-        let x: [&[f32]; M] = std::array::from_fn(|i| &self.x.row(t + i)[k..k + len]);
+        let x: [&[f32]; M] = array!(M, i => &self.x.row(t + i)[k..k + len]);
         let cols = self.out.cols();
         let mut n = 0;
         while n + N <= cols {
-            let w: [&[f32]; N] = std::array::from_fn(|j| weights(self.scratch, n + j, len));
+            let w: [&[f32]; N] = array!(N, j => weights(self.scratch, n + j, len));
             self.add(t, n, k == 0, tile(s, x, w, len));
             n += N;
         }
@@ -176,7 +176,7 @@ fn tile<S: Simd, const M: usize, const N: usize>(
     let whole = len - len % S::LANES;
     let mut k = 0;
     while k < whole {
-        let w: [S::V; N] = std::array::from_fn(|j| s.load(&w[j][k..]));
+        let w: [S::V; N] = array!(N, j => s.load(&w[j][k..]));
         for i in 0..M {
             let x = s.load(&x[i][k..]);
             for j in 0..N {

@@ -14,7 +14,7 @@ use crate::Cpu;
 use crate::buffer::{Chunks, MatRef};
 use crate::ops::linear_cross_entropy::Softmax;
 use crate::ops::logits::{Head, HeadGradients, ROWS, learned_rows};
-use crate::simd::{Simd, WithSimd, dispatch};
+use crate::simd::{Simd, WithSimd, array, dispatch};
 use std::ops::Range;
 
 /// Where the teacher's distribution comes from.
@@ -249,7 +249,8 @@ impl WithSimd for Slopes<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let ([lse_q, lse_p], factor) = (self.lse.map(|v| s.splat(v)), s.splat(self.factor));
+        let [lse_q, lse_p] = array!(2, i => s.splat(self.lse[i]));
+        let factor = s.splat(self.factor);
         for (q, p) in self.q.chunks_mut(S::LANES).zip(self.p.chunks(S::LANES)) {
             let log_q = s.sub(s.load_partial(q), lse_q);
             let log_p = s.sub(s.load_partial(p), lse_p);

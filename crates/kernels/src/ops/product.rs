@@ -17,7 +17,7 @@ pub use bf16::product_bf16;
 use crate::buffer::{MatMut, MatRef};
 use crate::ops::ssd_tile::{KMajor, accumulate as accumulate_columns};
 use crate::ops::tile::{MAX_ROWS, Tiled, accumulate as accumulate_rows, cover};
-use crate::simd::{Simd, WithSimd, dispatch};
+use crate::simd::{Simd, WithSimd, array, dispatch};
 use crate::{Cpu, Isa};
 use std::cell::RefCell;
 
@@ -282,7 +282,7 @@ impl Tiled for ByRows<'_> {
     #[inline(always)]
     fn tile<S: Simd, const R: usize, const V: usize>(&mut self, s: S, row: usize, col: usize) {
         let Block { a, k, len, b, stride, out, add } = &mut self.0;
-        let a = std::array::from_fn(|r| &a.row(row + r)[*k..*k + *len]);
+        let a = array!(R, r => &a.row(row + r)[*k..*k + *len]);
         let mut tile = Tile { out, row, col };
         let acc = tile.load::<S, R, V>(s, *add);
         tile.store(s, accumulate_rows(s, acc, a, &b[col..], *stride));

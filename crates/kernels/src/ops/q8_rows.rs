@@ -192,7 +192,7 @@ fn block<S: Simd>(s: S, x: &[f32], scale: &mut f32, bytes: &mut [u8]) -> [f32; 2
         s.store_i8(q, to);
         half[i * S::LANES / 16] = s.add(half[i * S::LANES / 16], q);
     }
-    half.map(|v| s.sum(v))
+    [s.sum(half[0]), s.sum(half[1])]
 }
 
 /// Rows of bf16, `[T, K]` with K rounded up to an even number.

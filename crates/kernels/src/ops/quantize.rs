@@ -23,6 +23,18 @@ use half::f16;
 pub(crate) const IQ4_NL_LEVELS: [i8; 16] =
     [-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113];
 
+/// Decodes block after block with `$block`; handed on as a value, it was not compiled for the
+/// instruction set.
+macro_rules! each {
+    ($data:expr, $out:expr, $block:ident) => {{
+        let (blocks, _) = $data.as_chunks();
+        let (values, _) = $out.as_chunks_mut();
+        for (b, y) in blocks.iter().zip(values) {
+            $block(b, y);
+        }
+    }};
+}
+
 /// Decodes whole blocks: `out.len()` values from `data`.
 ///
 /// # Panics
@@ -44,34 +56,34 @@ pub fn dequantize_row(isa: Isa, dtype: DType, data: &[u8], out: &mut [f32]) {
 pub(crate) fn decode(dtype: DType, data: &[u8], out: &mut [f32]) {
     assert_eq!(Some(data.len()), dtype.row_bytes(out.len()), "{dtype}, {} values", out.len());
     match dtype {
-        DType::F32 => each::<4, 1>(data, out, |b, y| y[0] = f32::from_le_bytes(*b)),
-        DType::F16 => each::<2, 1>(data, out, |b, y| y[0] = f16_at(b, 0)),
-        DType::Bf16 => each::<2, 1>(data, out, |b, y| {
-            y[0] = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
-        }),
-        DType::Q4_0 => each(data, out, q4_0),
-        DType::Q4_1 => each(data, out, q4_1),
-        DType::Q5_0 => each(data, out, q5_0),
-        DType::Q5_1 => each(data, out, q5_1),
-        DType::Q8_0 => each(data, out, q8_0),
-        DType::Iq4Nl => each(data, out, iq4_nl),
-        DType::Q4K => each(data, out, q4_k),
-        DType::Q5K => each(data, out, q5_k),
-        DType::Q6K => each(data, out, q6_k),
+        DType::F32 => each!(data, out, f32_1),
+        DType::F16 => each!(data, out, f16_1),
+        DType::Bf16 => each!(data, out, bf16_1),
+        DType::Q4_0 => each!(data, out, q4_0),
+        DType::Q4_1 => each!(data, out, q4_1),
+        DType::Q5_0 => each!(data, out, q5_0),
+        DType::Q5_1 => each!(data, out, q5_1),
+        DType::Q8_0 => each!(data, out, q8_0),
+        DType::Iq4Nl => each!(data, out, iq4_nl),
+        DType::Q4K => each!(data, out, q4_k),
+        DType::Q5K => each!(data, out, q5_k),
+        DType::Q6K => each!(data, out, q6_k),
     }
 }
 
 #[inline(always)]
-fn each<const B: usize, const N: usize>(
-    data: &[u8],
-    out: &mut [f32],
-    block: impl Fn(&[u8; B], &mut [f32; N]),
-) {
-    let (blocks, _) = data.as_chunks::<B>();
-    let (values, _) = out.as_chunks_mut::<N>();
-    for (b, y) in blocks.iter().zip(values) {
-        block(b, y);
-    }
+fn f32_1(b: &[u8; 4], y: &mut [f32; 1]) {
+    y[0] = f32::from_le_bytes(*b);
+}
+
+#[inline(always)]
+fn f16_1(b: &[u8; 2], y: &mut [f32; 1]) {
+    y[0] = f16_at(b, 0);
+}
+
+#[inline(always)]
+fn bf16_1(b: &[u8; 2], y: &mut [f32; 1]) {
+    y[0] = f32::from_bits(u32::from(u16::from_le_bytes(*b)) << 16);
 }
 
 #[inline(always)]

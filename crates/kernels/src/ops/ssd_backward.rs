@@ -436,6 +436,9 @@ fn add(to: &mut [f32], from: &[f32], scale: f32) {
 
 #[inline(always)]
 fn dot<S: Simd>(s: S, a: &[f32], b: &[f32]) -> f32 {
-    let parts = a.chunks(S::LANES).zip(b.chunks(S::LANES));
-    s.sum(parts.fold(s.zero(), |acc, (a, b)| s.fma(s.load_partial(a), s.load_partial(b), acc)))
+    let mut sum = s.zero();
+    for (a, b) in a.chunks(S::LANES).zip(b.chunks(S::LANES)) {
+        sum = s.fma(s.load_partial(a), s.load_partial(b), sum);
+    }
+    s.sum(sum)
 }

@@ -4,7 +4,7 @@
 //! `acc[r, c] += Σ_k a[r, k] · b[k, c]`, one fused multiply-add per product, k ascending. The
 //! order does not depend on R and V, so an output's bits do not depend on the tile it fell in.
 
-use crate::simd::Simd;
+use crate::simd::{Simd, array};
 
 /// A value that widens to f32 when it is loaded.
 pub(crate) trait Element: Copy + Send + Sync + 'static {
@@ -37,7 +37,7 @@ pub(crate) fn accumulate<S: Simd, E: Element, const R: usize, const V: usize>(
     stride: usize,
 ) -> [[S::V; V]; R] {
     let len = a[0].len();
-    let a = a.map(|row| &row[..len]);
+    let a = array!(R, r => &a[r][..len]);
     for (k, row) in b.chunks(stride).take(len).enumerate() {
         let row = &row[..V * S::LANES];
         let mut columns = [s.zero(); V];

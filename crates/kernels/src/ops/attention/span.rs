@@ -11,7 +11,7 @@
 use crate::buffer::{MatMut, MatRef};
 use crate::ops::kv_block::{BLOCK, Block, HeadBlock, Stored, value_stride};
 use crate::ops::tile::{Element, MAX_ROWS, Tiled, accumulate, cover, even_share};
-use crate::simd::Simd;
+use crate::simd::{Simd, array};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -66,7 +66,7 @@ impl<'a> Sums<'a> {
         let Sums { sums, max, norm, .. } = later;
         for r in rows {
             let largest = if max[r] > self.max[r] { max[r] } else { self.max[r] };
-            let [own, other] = [self.max[r], max[r]].map(|m| weight(s, m, largest));
+            let (own, other) = (weight(s, self.max[r], largest), weight(s, max[r], largest));
             self.norm[r] = own * self.norm[r] + other * norm[r];
             self.max[r] = largest;
             let (own, other) = (s.splat(own), s.splat(other));
@@ -180,7 +180,7 @@ impl Queries<'_> {
     ) {
         // Later rows see as much or more.
         let seen: [usize; MAX_ROWS] =
-            std::array::from_fn(|r| (self.start + (from + r) / self.group + 1 - at).min(BLOCK));
+            array!(MAX_ROWS, r => (self.start + (from + r) / self.group + 1 - at).min(BLOCK));
         let q = &self.q[from * self.dim..(from + height) * self.dim];
         let vectors = seen[height - 1].div_ceil(S::LANES);
         cover(s, &mut Scores { q, block, dim: self.dim, scores }, 0..height, vectors);
@@ -240,7 +240,7 @@ struct Scores<'a, 'b, E> {
 impl<E: Stored> Tiled for Scores<'_, '_, E> {
     #[inline(always)]
     fn tile<S: Simd, const R: usize, const V: usize>(&mut self, s: S, row: usize, col: usize) {
-        let q: [&[f32]; R] = std::array::from_fn(|r| &self.q[(row + r) * self.dim..][..self.dim]);
+        let q: [&[f32]; R] = array!(R, r => &self.q[(row + r) * self.dim..][..self.dim]);
         let acc = accumulate(s, [[s.zero(); V]; R], q, &self.block.keys[col..], BLOCK);
         for v in 0..V {
             let col = col + v * S::LANES;
@@ -277,7 +277,7 @@ impl<E: Element> Tiled for Output<'_, E> {
         }
         // Weights beyond `seen` are left out, not multiplied: a leftover value may be NaN.
         let common = self.seen[row];
-        let weights: [&[f32]; R] = std::array::from_fn(|r| &self.scores[row + r][..common]);
+        let weights: [&[f32]; R] = array!(R, r => &self.scores[row + r][..common]);
         let values = &self.values[col..];
         acc = accumulate(s, acc, weights, values, self.stride);
         for r in 0..R {

@@ -9,7 +9,7 @@ use super::{Epilogue, finish};
 use crate::buffer::MatMut;
 use crate::ops::q8_rows::Bf16Rows;
 use crate::ops::tile::even_share;
-use crate::simd::{Simd, WithSimd};
+use crate::simd::{Simd, WithSimd, array};
 
 /// Some panels against all rows of activations.
 pub(crate) struct Panels<'a> {
@@ -109,9 +109,8 @@ impl Panels<'_> {
         col: usize,
     ) {
         let pairs = self.x.cols().div_ceil(2);
-        let x: [&[u32]; M] = std::array::from_fn(|m| &self.x.row(t + m)[..pairs]);
-        let w: [&[u8]; V] =
-            std::array::from_fn(|v| &panels[v * S::LANES / ROWS][..pairs * GROUP_BYTES]);
+        let x: [&[u32]; M] = array!(M, m => &self.x.row(t + m)[..pairs]);
+        let w: [&[u8]; V] = array!(V, v => &panels[v * S::LANES / ROWS][..pairs * GROUP_BYTES]);
         let mut acc = [[s.zero(); V]; M];
         for k in 0..pairs {
             // Plain loops: closures are not compiled for the instruction set.

@@ -18,7 +18,7 @@ use crate::arch::tiles::Tiles;
 use crate::buffer::MatMut;
 use crate::ops::q8_rows::{Q8Row, Q8Rows, WORDS};
 use crate::ops::tile::even_share;
-use crate::simd::{Simd, WithSimd};
+use crate::simd::{Simd, WithSimd, array};
 use std::marker::PhantomData;
 use std::ops::RangeInclusive;
 
@@ -182,8 +182,8 @@ impl Tile<'_> {
 
     #[inline(always)]
     fn vectors<S: Simd, F: Format, const M: usize, const V: usize>(&mut self, s: S) {
-        let x: [Q8Row; M] = std::array::from_fn(|m| self.x.row(self.t + m));
-        let panels: [&Panel; V] = std::array::from_fn(|v| &self.panels[v * S::LANES / ROWS]);
+        let x: [Q8Row; M] = array!(M, m => self.x.row(self.t + m));
+        let panels: [&Panel; V] = array!(V, v => &self.panels[v * S::LANES / ROWS]);
         let acc = products::<S, F, M, V>(s, x, panels, self.ahead, self.x.blocks());
         for (m, acc) in acc.iter().enumerate() {
             let row = self.out.row_mut(self.t + m);

@@ -17,7 +17,7 @@ use crate::arch::tiles::Tiles;
 use crate::buffer::{MatMut, MatRef};
 use crate::ops::q8_rows::round_pairs;
 use crate::ops::tile::{MAX_ROWS, Tiled, cover};
-use crate::simd::{Simd, WithSimd, bf16_bits, dispatch_bf16};
+use crate::simd::{Simd, WithSimd, array, bf16_bits, dispatch_bf16};
 use crate::{Cpu, Isa};
 use std::cell::RefCell;
 
@@ -212,16 +212,18 @@ impl<const BY_COLUMNS: bool> Tiled for Block<'_, BY_COLUMNS> {
         let Self { a, a_stride, b, stride, out, add } = self;
         let mut tile = Tile { out, row, col };
         let mut acc = tile.load::<S, R, V>(s, *add);
-        let b = b.chunks_exact(*stride).map(|row| &row[col..col + V * S::LANES]);
+        // Loops over places: an iterator of pairs stayed a call for each of them.
         if BY_COLUMNS {
-            for (a, b) in a.chunks_exact(*a_stride).zip(b) {
-                let a: &[u32; R] = a[row..row + R].try_into().expect("R values");
-                add_pair(s, &mut acc, a, b);
+            let pairs = (a.len() / *a_stride).min(b.len() / *stride);
+            for pair in 0..pairs {
+                let a = &a[pair * *a_stride + row..][..R];
+                let a: &[u32; R] = a.try_into().expect("R values");
+                add_pair(s, &mut acc, a, &b[pair * *stride + col..][..V * S::LANES]);
             }
         } else {
-            let rows: [&[u32]; R] =
-                std::array::from_fn(|r| &a[(row + r) * *a_stride..][..*a_stride]);
-            for (pair, b) in b.take(*a_stride).enumerate() {
+            let rows: [&[u32]; R] = array!(R, r => &a[(row + r) * *a_stride..][..*a_stride]);
+            for pair in 0..(*a_stride).min(b.len() / *stride) {
+                let b = &b[pair * *stride + col..][..V * S::LANES];
                 let mut a = [0; R];
                 for r in 0..R {
                     a[r] = rows[r][pair];

@@ -8,7 +8,7 @@
 
 use crate::Cpu;
 use crate::buffer::{Chunks, MatMut, MatRef};
-use crate::simd::{Simd, WithSimd, dispatch};
+use crate::simd::{Simd, WithSimd, array, dispatch};
 
 /// Values that a worker takes at a time, rounded to rows.
 const VALUES_PER_PART: usize = 8 * 1024;
@@ -110,10 +110,11 @@ pub(crate) fn gated_group_backward<S: Simd>(
 ) {
     let Gated { y, z, weight, eps, dout } = row;
     let len = y.len() as f32;
+    let inputs = [y, z, dout, weight];
     let (one, mut squares, mut dots) = (s.splat(1.0), s.zero(), s.zero());
     let starts = || (0..y.len()).step_by(S::LANES);
     for i in starts() {
-        let [y, z, g, w] = [y, z, dout, weight].map(|v| s.load_partial(&v[i..]));
+        let [y, z, g, w] = array!(4, j => s.load_partial(&inputs[j][i..]));
         let x = s.mul(y, s.silu(z));
         squares = s.fma(x, x, squares);
         dots = s.fma(s.mul(g, w), x, dots);
@@ -122,7 +123,7 @@ pub(crate) fn gated_group_backward<S: Simd>(
     let pull = s.splat(-s.sum(dots) / len * scale * scale * scale);
     let scale = s.splat(scale);
     for i in starts() {
-        let [y, z, g, w] = [y, z, dout, weight].map(|v| s.load_partial(&v[i..]));
+        let [y, z, g, w] = array!(4, j => s.load_partial(&inputs[j][i..]));
         let gate = s.div(one, s.add(one, s.exp(s.sub(s.zero(), z))));
         let silu = s.mul(z, gate);
         let x = s.mul(y, silu);
