@@ -161,7 +161,7 @@ impl Engine {
         if self.layered.is_of(id) {
             // Part of its layers have read more than the others.
             let mut events = std::mem::take(&mut self.ended);
-            self.run_layered(true, &mut events);
+            self.run_layered(usize::MAX, &mut events);
             self.ended = events;
         }
         // It may have ended.

@@ -2,8 +2,9 @@
 //!
 //! Every sequence with one pending token gets it. Prompts share what is left of the budget: the
 //! better priority first, then round robin in pieces of a scan chunk, those that waited longest
-//! first. While a sequence decodes, prompts get less, so that its tokens keep coming; where that is
-//! less than a scan chunk, one piece goes through the layers in several steps.
+//! first. While sequences decode, prompts get less, so that tokens keep coming; as many times more
+//! as there are prompts for each sequence that decodes, so that few do not hold up many. Where that
+//! is less than a scan chunk, one piece goes through the layers in several steps.
 //!
 //! Invariants: a piece ends at a multiple of [`SCAN_CHUNK`], at the end of its prompt, or at a stop
 //! (which is such a multiple), so that no plan changes a bit; something is planned whenever
@@ -31,7 +32,8 @@ pub(crate) struct Demand {
 pub(crate) struct StepBudget {
     /// Tokens in all.
     pub(crate) tokens: usize,
-    /// Tokens of prompts while a sequence decodes; below [`SCAN_CHUNK`]: see [`Plan::layered`].
+    /// Tokens of prompts while a sequence decodes for each that waits; what comes of it, below
+    /// [`SCAN_CHUNK`]: see [`Plan::layered`].
     pub(crate) prefill_while_decoding: usize,
     /// A piece is on its way through the layers already.
     pub(crate) is_layered: bool,
@@ -44,6 +46,8 @@ pub(crate) struct Plan<'a> {
     pub(crate) takes: &'a [usize],
     /// A piece of a prompt that begins its way through the layers: sequence and tokens.
     pub(crate) layered: Option<(usize, usize)>,
+    /// Tokens of prompts that those who decode wait for in this step, at most.
+    pub(crate) prefill_while_decoding: usize,
 }
 
 /// Plans steps, in memory that it keeps.
@@ -67,19 +71,23 @@ impl Scheduler {
         order.sort_unstable_by_key(|&i| (demands[i].priority, demands[i].last_served));
         let singles: usize = takes.iter().sum();
         let mut left = budget.tokens.saturating_sub(singles);
-        let decodes = demands.iter().any(|demand| demand.decodes);
-        if budget.is_layered || decodes && budget.prefill_while_decoding < SCAN_CHUNK {
+        let decoding = demands.iter().filter(|demand| demand.decodes).count();
+        let waiting = order.len() + usize::from(budget.is_layered);
+        let times = waiting.checked_div(decoding).unwrap_or(1).max(1);
+        let prefill_while_decoding = budget.prefill_while_decoding.saturating_mul(times);
+        if budget.is_layered || decoding > 0 && prefill_while_decoding < SCAN_CHUNK {
             let first = order.first().filter(|_| !budget.is_layered);
-            return Plan { layered: first.map(|&i| (i, piece(&demands[i], 0))), takes };
+            let layered = first.map(|&i| (i, piece(&demands[i], 0)));
+            return Plan { takes, layered, prefill_while_decoding };
         }
-        if decodes {
-            left = left.min(budget.prefill_while_decoding);
+        if decoding > 0 {
+            left = left.min(prefill_while_decoding);
         }
         left = (left / SCAN_CHUNK * SCAN_CHUNK).max(SCAN_CHUNK);
         for class in order.chunk_by(|&a, &b| demands[a].priority == demands[b].priority) {
             while left > 0 && round(class, demands, takes, &mut left) {}
         }
-        Plan { takes, layered: None }
+        Plan { takes, layered: None, prefill_while_decoding }
     }
 }
 
@@ -135,9 +143,11 @@ mod tests {
 
     #[test]
     fn running_streams_stay_smooth() {
-        assert_eq!(plan(STEP, &[decoding(), prompt(1000), prompt(30)]), [1, 64, 0]);
+        let two = [decoding(); 2];
+        let with_two = |prompts: [Demand; 2]| plan(STEP, &[two, prompts].concat())[2..].to_vec();
+        assert_eq!(with_two([prompt(1000), prompt(30)]), [64, 0]);
         let late = Demand { last_served: (7, 1), ..prompt(1000) };
-        assert_eq!(plan(STEP, &[decoding(), late, prompt(30)]), [1, 0, 30]);
+        assert_eq!(with_two([late, prompt(30)]), [0, 30]);
         let wide = StepBudget { prefill_while_decoding: 256, ..STEP };
         assert_eq!(plan(wide, &[decoding(), prompt(1000)]), [1, 256]);
         // A budget that decoding uses up leaves prompts one piece.
@@ -152,16 +162,36 @@ mod tests {
         let stopped = Demand { until_stop: 64, ..prompt(1000) };
         let demands = [decoding(), late, prompt(30), prompt(1)];
         let mut scheduler = Scheduler { demands: demands.to_vec(), ..Scheduler::default() };
-        let begun = Plan { takes: &[1, 0, 0, 1], layered: Some((2, 30)) };
+        // Two wait for each that decodes.
+        let begun =
+            Plan { takes: &[1, 0, 0, 1], layered: Some((2, 30)), prefill_while_decoding: 32 };
         assert_eq!(scheduler.plan(small), begun);
         let under_way = StepBudget { is_layered: true, ..small };
-        assert_eq!(scheduler.plan(under_way), Plan { layered: None, ..begun });
+        assert_eq!(
+            scheduler.plan(under_way),
+            Plan { layered: None, prefill_while_decoding: 48, ..begun }
+        );
         scheduler.demands = vec![decoding(), stopped];
         assert_eq!(scheduler.plan(small).layered, Some((1, 64)));
         // Nobody waits for tokens.
         assert_eq!(plan(small, &[prompt(1000)]), [512]);
         scheduler.demands = vec![prompt(1000), prompt(1)];
-        assert_eq!(scheduler.plan(under_way), Plan { takes: &[0, 1], layered: None });
+        assert_eq!(scheduler.plan(under_way).takes, [0, 1]);
+        assert_eq!(scheduler.plan(under_way).layered, None);
+    }
+
+    #[test]
+    fn many_that_wait_are_not_held_up_by_few() {
+        let small = StepBudget { prefill_while_decoding: 16, ..STEP };
+        let burst = |decode: usize, wait: usize| {
+            [vec![decoding(); decode], vec![prompt(20); wait]].concat()
+        };
+        let read = |decode, wait| plan(small, &burst(decode, wait)).iter().sum::<usize>() - decode;
+        assert_eq!((read(1, 15), read(2, 14)), (9 * 20, 3 * 20));
+        let mut scheduler = Scheduler { demands: burst(4, 12), ..Scheduler::default() };
+        assert_eq!(scheduler.plan(small).prefill_while_decoding, 48);
+        scheduler.demands = burst(12, 4);
+        assert_eq!(scheduler.plan(small).prefill_while_decoding, 16);
     }
 
     #[test]

@@ -22,12 +22,12 @@ impl Engine {
             return self.warm_step();
         }
         self.counters.steps += 1;
-        self.schedule();
+        let prefill_while_decoding = self.schedule();
         if !self.fed.is_empty() {
             self.read(events);
         }
         let decodes = self.running.iter().any(|s| s.output_len() > 0);
-        self.run_layered(!decodes, events);
+        self.run_layered(if decodes { prefill_while_decoding } else { usize::MAX }, events);
     }
 
     /// Reads the planned tokens.
@@ -50,8 +50,8 @@ impl Engine {
         }
     }
 
-    /// Decides which tokens are read.
-    fn schedule(&mut self) {
+    /// Decides which tokens are read, and gives [`Plan::prefill_while_decoding`].
+    fn schedule(&mut self) -> usize {
         self.batch.clear();
         self.fed.clear();
         // One prompt is scored at a time, in pieces of which every row has logits.
@@ -72,7 +72,7 @@ impl Engine {
         };
         self.scheduler.demands.clear();
         self.scheduler.demands.extend(self.running.iter().map(demand));
-        let Plan { takes, layered } = self.scheduler.plan(StepBudget {
+        let Plan { takes, layered, prefill_while_decoding } = self.scheduler.plan(StepBudget {
             tokens: self.config.max_num_batched_tokens,
             prefill_while_decoding: self.config.max_prefill_while_decoding,
             is_layered: self.layered.is_some(),
@@ -82,6 +82,7 @@ impl Engine {
             self.begin_reading(i, len);
             self.layered.begin(&self.running[i], len);
         }
+        prefill_while_decoding
     }
 
     /// Puts the planned tokens into the batch, and guesses where room is left for them.

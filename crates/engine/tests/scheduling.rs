@@ -55,9 +55,11 @@ fn running_streams_get_a_token_in_every_step_and_short_prompts_do_not_wait() {
         let before = engine.stats().counters.prefilled_tokens;
         outputs.step(&mut engine);
         assert_eq!(outputs.0[&stream].tokens.len(), step + 1);
-        assert!(engine.stats().counters.prefilled_tokens - before <= 64);
+        // At first two wait for one.
+        let most = if step < 4 { 128 } else { 64 };
+        assert!(engine.stats().counters.prefilled_tokens - before <= most, "step {step}");
     }
-    assert_eq!(outputs.0[&short].tokens.len(), 5, "two long pieces between its two");
+    assert_eq!(outputs.0[&short].tokens.len(), 5);
     assert_eq!(outputs.0[&short].prefill, [64, 100]);
     assert!(outputs.0[&long].tokens.is_empty());
     engine.cancel(stream);
