@@ -141,8 +141,8 @@ In the run file, beside what `sft` has:
   loss = \"sigmoid\"            or \"ipo\"
   length_normalized = false
   sft = 0.0                   weight of the chosen answer's cross entropy
-  precompute_ref_log_probs = false   true: the reference reads all pairs once, before the first
-                              step, instead of running beside the policy";
+  precompute_ref_log_probs = false   true: the reference reads all pairs at each start of the
+                              run instead of running beside the policy";
 
 const GRPO_EXAMPLES: &str = "\
 Examples:
@@ -391,7 +391,7 @@ impl Launch<'_> {
             _ => objective::sft(config, &files),
         };
         let mut batches = match stage {
-            "dpo" => objective::pairs(config, &files, &begun, (&cpu, comm))?,
+            "dpo" => objective::pairs(config, &files, &begun, self.cpu)?,
             "grpo" => rollouts::grpo(config, &files, self.cpu)?,
             "distil" if config.rollout.is_some() => rollouts::on_policy(config, &files, self.cpu)?,
             _ => objective::with_cache(config, objective::batches(config, &files)?)?,

@@ -50,15 +50,15 @@ impl Layered {
 }
 
 impl Engine {
-    /// As many layers of the piece under way as cost what `prefill` tokens cost in all layers; after
-    /// the last one what its logits become. A piece that is longer by a quarter or less goes at once.
+    /// As many layers of the piece under way as cost what `prefill` tokens cost in all layers, rounded
+    /// up; after the last one what its logits become.
     pub(crate) fn run_layered(&mut self, prefill: usize, events: &mut Vec<Event>) {
         let Some(id) = self.layered.sequence else { return };
         let mut piece = std::mem::take(&mut self.layered);
         let Some(index) = self.running.iter().position(|s| s.id == id) else { return };
         let (tokens, layers) = (piece.batch.tokens().len(), self.model.config().layers.len());
-        let steps = (4 * tokens).div_ceil(prefill.saturating_mul(5));
-        let end = layers.min(piece.done + layers.div_ceil(steps));
+        let share = layers.div_ceil(tokens.div_ceil(prefill));
+        let end = layers.min(piece.done + share);
         let (model, cpu) = (&self.model, &self.cpu);
         let Layered { batch, activations, done, .. } = &mut piece;
         let mut states = [self.running[index].state_mut()];

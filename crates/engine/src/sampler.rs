@@ -208,6 +208,9 @@ impl Sampler {
 }
 
 /// Log-probability of `token` under the raw `logits` \[V\]: the bits of [`Sampler::logprobs`].
+///
+/// # Panics
+/// If the token is not below V.
 pub fn logprob(logits: &[f32], token: u32) -> Result<f32, SamplingError> {
     Ok((f64::from(logits[token as usize]) - log_sum(logits)?) as f32)
 }

@@ -3,8 +3,9 @@
 //! Every sequence with one pending token gets it. Prompts share what is left of the budget: the
 //! better priority first, then round robin in pieces of a scan chunk, those that waited longest
 //! first. While sequences decode, prompts get less, so that tokens keep coming; as many times more
-//! as there are prompts for each sequence that decodes, so that few do not hold up many. Where that
-//! is less than a scan chunk, one piece goes through the layers in several steps.
+//! as there are prompts, of no worse priority, for each sequence that decodes, so that few do not
+//! hold up many. Where that is less than a scan chunk, one piece goes through the layers in several
+//! steps.
 //!
 //! Invariants: a piece ends at a multiple of [`SCAN_CHUNK`], at the end of its prompt, or at a stop
 //! (which is such a multiple), so that no plan changes a bit; something is planned whenever
@@ -32,8 +33,8 @@ pub(crate) struct Demand {
 pub(crate) struct StepBudget {
     /// Tokens in all.
     pub(crate) tokens: usize,
-    /// Tokens of prompts while a sequence decodes for each that waits; what comes of it, below
-    /// [`SCAN_CHUNK`]: see [`Plan::layered`].
+    /// Tokens of prompts while sequences decode, for each prompt that is read per such sequence;
+    /// where that makes less than [`SCAN_CHUNK`]: see [`Plan::layered`].
     pub(crate) prefill_while_decoding: usize,
     /// A piece is on its way through the layers already.
     pub(crate) is_layered: bool,
@@ -46,7 +47,7 @@ pub(crate) struct Plan<'a> {
     pub(crate) takes: &'a [usize],
     /// A piece of a prompt that begins its way through the layers: sequence and tokens.
     pub(crate) layered: Option<(usize, usize)>,
-    /// Tokens of prompts that those who decode wait for in this step, at most.
+    /// Tokens of prompts that those who decode wait for in this step, or that many tokens' work.
     pub(crate) prefill_while_decoding: usize,
 }
 
@@ -72,8 +73,7 @@ impl Scheduler {
         let singles: usize = takes.iter().sum();
         let mut left = budget.tokens.saturating_sub(singles);
         let decoding = demands.iter().filter(|demand| demand.decodes).count();
-        let waiting = order.len() + usize::from(budget.is_layered);
-        let times = waiting.checked_div(decoding).unwrap_or(1).max(1);
+        let times = times(demands, order, budget.is_layered, decoding);
         let prefill_while_decoding = budget.prefill_while_decoding.saturating_mul(times);
         if budget.is_layered || decoding > 0 && prefill_while_decoding < SCAN_CHUNK {
             let first = order.first().filter(|_| !budget.is_layered);
@@ -89,6 +89,14 @@ impl Scheduler {
         }
         Plan { takes, layered: None, prefill_while_decoding }
     }
+}
+
+/// Prompts for each sequence that decodes, at least 1; those of a worse priority do not count.
+fn times(demands: &[Demand], order: &[usize], is_layered: bool, decoding: usize) -> usize {
+    let decode = demands.iter().filter(|demand| demand.decodes);
+    let best = decode.map(|demand| demand.priority).min().unwrap_or(i32::MAX);
+    let waiting = order.iter().filter(|&&i| demands[i].priority <= best).count();
+    (waiting + usize::from(is_layered)).checked_div(decoding).unwrap_or(1).max(1)
 }
 
 /// The next piece of a prompt of which `taken` tokens are planned.
@@ -167,10 +175,8 @@ mod tests {
             Plan { takes: &[1, 0, 0, 1], layered: Some((2, 30)), prefill_while_decoding: 32 };
         assert_eq!(scheduler.plan(small), begun);
         let under_way = StepBudget { is_layered: true, ..small };
-        assert_eq!(
-            scheduler.plan(under_way),
-            Plan { layered: None, prefill_while_decoding: 48, ..begun }
-        );
+        scheduler.demands[2].pending = 0;
+        assert_eq!(scheduler.plan(under_way), Plan { layered: None, ..begun });
         scheduler.demands = vec![decoding(), stopped];
         assert_eq!(scheduler.plan(small).layered, Some((1, 64)));
         // Nobody waits for tokens.
@@ -191,6 +197,10 @@ mod tests {
         let mut scheduler = Scheduler { demands: burst(4, 12), ..Scheduler::default() };
         assert_eq!(scheduler.plan(small).prefill_while_decoding, 48);
         scheduler.demands = burst(12, 4);
+        assert_eq!(scheduler.plan(small).prefill_while_decoding, 16);
+        // Those who may wait do not hurry.
+        scheduler.demands = burst(1, 15);
+        scheduler.demands[0].priority = -1;
         assert_eq!(scheduler.plan(small).prefill_while_decoding, 16);
     }
 

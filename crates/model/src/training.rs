@@ -48,7 +48,7 @@ pub enum Precision {
     #[default]
     F32,
     /// Products of the blocks round their operands to bf16 and add up in f32; scan, norms,
-    /// attention, the output head and the loss are f32.
+    /// attention, the output head and the loss are f32, and so is a forward pass with [`Signals`].
     Bf16,
 }
 

@@ -39,6 +39,7 @@ pub struct DpoConfig {
     pub sft: f64,
     /// Whether the reference reads all pairs before the first step, and is gone then, instead of
     /// running beside the policy (TRL's name).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub precompute_ref_log_probs: bool,
 }
 
@@ -106,13 +107,19 @@ pub struct Dpo {
     dnormed: Vec<f32>,
 }
 
+/// Of the values: −0 is 0, which is what an adapter that adds nothing makes of it.
 fn hash(parameters: &[f32]) -> blake3::Hash {
-    blake3::hash(bytemuck::cast_slice(parameters))
+    let mut hasher = blake3::Hasher::new();
+    for values in parameters.chunks(1024) {
+        let values: Vec<f32> = values.iter().map(|v| v + 0.0).collect();
+        hasher.update(bytemuck::cast_slice(&values));
+    }
+    hasher.finalize()
 }
 
 impl Dpo {
     /// For a model of this shape that began as `reference`, which is kept unless batches bring what
-    /// it said ([`PairBatches::precompute`]).
+    /// it said ([`PairBatches::with_reference`]).
     #[must_use]
     pub fn new(model: Trainable, reference: Weighted, config: DpoConfig) -> Self {
         let (tape, reference_tape) = (Tape::default(), Tape::default());

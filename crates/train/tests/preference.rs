@@ -11,7 +11,7 @@ use hybra_model::training::{Keep, PackedBatch, Precision, Signals, Trainable};
 use hybra_tokenizer::{SpecialIds, Tokenizer};
 use hybra_train::data::SampleEncoder;
 use hybra_train::distil::Weighted;
-use hybra_train::dpo::{Dpo, DpoConfig, DpoLoss, PairBatches, PairConfig};
+use hybra_train::dpo::{Dpo, DpoConfig, DpoLoss, Pair, PairBatches, PairConfig};
 use hybra_train::grpo::{GrpoBatches, GrpoConfig, Judge, JudgeConfig};
 use hybra_train::policy_gradient::{ClipConfig, PolicyGradient};
 use hybra_train::rollout::{PromptConfig, Prompts, Roller, Rollout, RolloutConfig};
@@ -101,8 +101,14 @@ fn training_gives_sampled_tokens_the_log_probabilities_of_the_engine_to_the_bit(
         let comm = LocalComm::single();
         let policy = Policy { parameters: &parameters, comm: &comm };
         let mut packs = batches.step(&policy).unwrap();
-        let mut lens = packs.iter().flat_map(|batch| &batch.signals.as_ref().unwrap().prompts);
-        assert!(lens.any(|&len| len > SCAN_CHUNK && len % SCAN_CHUNK > 1));
+        let of = |batch: &PackedBatch| batch.signals.clone().unwrap();
+        let mut lens = packs.iter().flat_map(|batch| of(batch).prompts);
+        assert!(lens.any(|len| len > SCAN_CHUNK && len % SCAN_CHUNK > 1));
+        let inserted = |batch: &PackedBatch| {
+            let sampled = of(batch).sampled;
+            (0..sampled.len()).any(|t| sampled[t] != 0.0 && batch.weights[t] == 0.0)
+        };
+        assert!(packs.iter().any(inserted), "tokens that a budget inserted");
         let gap = |packs: &[PackedBatch], keep, precision, threads| {
             let model = Trainable::new(config.clone(), keep).with_precision(precision);
             let mut objective = PolicyGradient::new(model, None, ClipConfig::default());
@@ -254,6 +260,60 @@ fn gradients_of_both_losses_are_derivatives() {
     }
 }
 
+/// Five pairs, of which a pass takes two.
+#[test]
+fn what_a_reference_said_before_is_what_it_says_beside_the_policy() {
+    let (config, parameters, chat) = trained();
+    let encoder = SampleEncoder::new(chat).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("pairs.jsonl");
+    let line =
+        |n: u32| format!(r#"{{"prompt": "a={n};a?", "chosen": "{n}", "rejected": "no {n}"}}"#);
+    std::fs::write(&path, (1..6).map(line).collect::<Vec<_>>().join("\n")).unwrap();
+    let open = |pack_len| {
+        let settings = PairConfig { path: path.clone(), seed: 0, pack_len, batch_size: 5 };
+        PairBatches::open(&settings, &encoder).unwrap()
+    };
+    let longest = |pair: &Pair| pair.chosen.tokens.len() + pair.rejected.tokens.len();
+    let pack_len = 2 * open(512).pairs().iter().map(longest).max().unwrap();
+    let weighted = || Weighted {
+        model: Trainable::new(config.clone(), Keep::Inputs),
+        parameters: parameters.clone(),
+    };
+    let moved: Vec<f32> = parameters.iter().map(|p| p * 1.001).collect();
+    // Sums and gradients of a start and of a later step.
+    let learned = |packs: &[PackedBatch], precompute_ref_log_probs| {
+        let settings = DpoConfig { precompute_ref_log_probs, ..DpoConfig::default() };
+        let policy = Trainable::new(config.clone(), Keep::Projections);
+        let mut dpo = Dpo::new(policy, weighted(), settings);
+        let mut gradient = vec![0.0; parameters.len()];
+        let mut step = |weights, pack| dpo.micro_batch(&cpu(), weights, pack, 1.0, &mut gradient);
+        let sums: Vec<_> = [&parameters, &moved]
+            .into_iter()
+            .flat_map(|weights| packs.iter().map(move |pack| (weights, pack)))
+            .map(|(weights, pack)| step(weights, pack))
+            .collect();
+        (sums, gradient)
+    };
+    let packs = open(pack_len).step(&alone()).unwrap();
+    assert_eq!(packs.iter().map(|pack| pack.documents.len()).collect::<Vec<_>>(), [4, 4, 2]);
+    let want = learned(&packs, false);
+    let precomputed = |comm: LocalComm| {
+        let mut batches = open(pack_len).with_reference(cpu(), weighted(), |_, _| {});
+        batches.precompute(&comm).unwrap();
+        batches.step(&alone()).unwrap()
+    };
+    for size in [1, 2, 7] {
+        let ranks = std::thread::scope(|scope| {
+            let ranks = LocalComm::group(size).into_iter();
+            let ranks: Vec<_> = ranks.map(|comm| scope.spawn(|| precomputed(comm))).collect();
+            ranks.into_iter().map(|rank| rank.join().unwrap()).collect::<Vec<_>>()
+        });
+        assert!(ranks.iter().all(|found| *found == ranks[0]), "{size} ranks");
+        assert!(learned(&ranks[0], true) == want, "{size} ranks");
+    }
+}
+
 #[test]
 fn dpo_starts_at_ln_2_and_pairs_are_read_with_their_prompts() {
     let (config, parameters, chat) = trained();
@@ -285,27 +345,6 @@ fn dpo_starts_at_ln_2_and_pairs_are_read_with_their_prompts() {
     let moved: Vec<f32> = parameters.iter().zip(&gradient).map(|(p, g)| p - 0.02 * g).collect();
     let after = dpo.micro_batch(&cpu(), &moved, &packs[0], 0.5, &mut gradient);
     assert!(after.loss / after.weight < std::f64::consts::LN_2, "{}", after.loss);
-
-    // What the reference said before, on two ranks, is what it says beside the policy.
-    let precomputed = |comm: LocalComm| {
-        let mut batches = PairBatches::open(&settings, &encoder).unwrap();
-        let reference = weighted();
-        batches.precompute(&cpu(), &reference, &comm, &mut |_, _| {}).unwrap();
-        batches.step(&alone()).unwrap()
-    };
-    let ranks = std::thread::scope(|scope| {
-        let ranks = LocalComm::group(2).into_iter();
-        let ranks: Vec<_> = ranks.map(|comm| scope.spawn(|| precomputed(comm))).collect();
-        ranks.into_iter().map(|rank| rank.join().unwrap()).collect::<Vec<_>>()
-    });
-    for packs in ranks {
-        let settings = DpoConfig { precompute_ref_log_probs: true, ..DpoConfig::default() };
-        let mut dpo = Dpo::new(policy(), weighted(), settings);
-        let mut same = vec![0.0; parameters.len()];
-        assert_eq!(dpo.micro_batch(&cpu(), &parameters, &packs[0], 0.5, &mut same), start);
-        assert_eq!(dpo.micro_batch(&cpu(), &moved, &packs[0], 0.5, &mut same), after);
-        assert!(same == gradient);
-    }
 
     let refused = |line: &str, part: &str| {
         std::fs::write(

@@ -124,7 +124,7 @@ pub(super) struct EngineArgs {
     max_num_batched_tokens: u32,
     /// Tokens of prompts in a step while replies are generated: more serve new requests sooner,
     /// fewer keep the running ones smooth (below 64, pieces of 64 take several steps); as many times
-    /// more as requests wait for each reply that is generated
+    /// more as prompts are being read for each reply that is generated
     #[arg(long, value_name = "N", default_value_t = 8)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     max_prefill_while_decoding: u32,

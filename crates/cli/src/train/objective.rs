@@ -1,5 +1,6 @@
 //! The parts of a stage, made from a run file: what is minimized, and on what.
 
+use crate::cpu::CpuArgs;
 use crate::progress::Progress;
 use crate::source::{self, Source};
 use anyhow::{Context, Result, bail};
@@ -15,7 +16,7 @@ use hybra_train::distil::{DistilConfig, Distillation, Weighted};
 use hybra_train::dpo::{Dpo, PairBatches, PairConfig};
 use hybra_train::policy_gradient::PolicyGradient;
 use hybra_train::teacher_cache::{self, CachedBatches, Manifest};
-use hybra_train::{Batches, BoxError, Comm, ModelFiles, Objective, Policy, RunConfig};
+use hybra_train::{Batches, BoxError, ModelFiles, Objective, Policy, RunConfig};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 
@@ -48,22 +49,23 @@ pub(crate) fn dpo(run: &RunConfig, model: &ModelFiles, begun: &[f32]) -> Box<dyn
     Box::new(Dpo::new(trained(run, model), reference(run, model, begun), config))
 }
 
-/// The pairs of a file, with what the model that the run began from says of them if asked for.
+/// The pairs of a file, read by the model that the run began from if asked for.
 pub(crate) fn pairs(
     run: &RunConfig,
     model: &ModelFiles,
     begun: &[f32],
-    (cpu, comm): (&Cpu, &dyn Comm),
+    cpu: &CpuArgs,
 ) -> Result<Box<dyn Batches>> {
     let config: PairConfig = run.data.clone().try_into().context("[data]")?;
     let encoder = SampleEncoder::new(chat_model(model)?)?;
     let mut pairs = PairBatches::open(&config, &encoder).context("[data]")?;
     if run.dpo.as_ref().is_some_and(|dpo| dpo.precompute_ref_log_probs) {
         let mut bar = None;
-        pairs.precompute(cpu, &reference(run, model, begun), comm, &mut |count, own| {
+        let progress = move |count, own| {
             let bar = bar.get_or_insert_with(|| Progress::pieces("reference", own as u64));
             bar.advance(count as u64);
-        })?;
+        };
+        pairs = pairs.with_reference(cpu.cpu()?, reference(run, model, begun), progress);
     }
     Ok(Box::new(pairs))
 }

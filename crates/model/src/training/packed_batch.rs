@@ -27,9 +27,10 @@ pub struct PackedBatch {
     pub reference: Option<Vec<f32>>,
 }
 
-/// What is known of sampled tokens, aligned with the tokens that predict them. A forward pass over a
-/// batch with signals has the bits of the engine that sampled the tokens: it reads each document's
-/// prompt in chunks and what follows step by step, in the engine's arithmetic of f32 weights.
+/// What is known of sampled tokens; the lists over T are aligned with the tokens that predict them. A
+/// forward pass over a batch with signals has the bits of the engine that sampled the tokens: it reads
+/// each document's prompt in chunks and what follows step by step, in the engine's arithmetic of f32
+/// weights, whatever the [`Precision`](super::Precision).
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Signals {
     /// How much better than expected the answer was, \[T\].

@@ -7,6 +7,7 @@
 //!
 //! Which pairs a step has is a function of seed and step.
 
+use super::precompute::Reader;
 use crate::data::draw::{Draws, Permutation, Purpose};
 use crate::data::{DataError, Document, Place, Record, SampleEncoder};
 use crate::objective::{Batches, BoxError, Policy};
@@ -90,6 +91,8 @@ pub struct PairBatches {
     pub(super) pairs: Vec<Pair>,
     /// What the reference says of each pair's tokens; empty where each step asks it.
     pub(super) reference: Vec<Vec<f32>>,
+    /// Who will say it.
+    pub(super) reader: Option<Reader>,
     fingerprint: String,
     step: u64,
 }
@@ -129,7 +132,8 @@ impl PairBatches {
         hash.update(text.as_bytes());
         hash.update(encoder.tokenizer().to_json().as_bytes());
         let fingerprint = hash.finalize().to_hex().to_string();
-        Ok(Self { config: config.clone(), pairs, reference: Vec::new(), fingerprint, step: 0 })
+        let (config, reference) = (config.clone(), Vec::new());
+        Ok(Self { config, pairs, reference, reader: None, fingerprint, step: 0 })
     }
 
     /// All pairs, in the order of the file.
@@ -148,6 +152,7 @@ impl PairBatches {
 
 impl Batches for PairBatches {
     fn step(&mut self, policy: &Policy) -> Result<Vec<PackedBatch>, BoxError> {
+        self.precompute(policy.comm)?;
         let size = self.config.batch_size as u64;
         let picked = (self.step * size..(self.step + 1) * size).map(|index| self.pick(index));
         let picked: Vec<usize> = picked.collect();

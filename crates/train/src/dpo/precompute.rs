@@ -1,54 +1,90 @@
-//! What the reference says of all pairs, once, so that no step has to run it.
+//! What the reference says of all pairs, once for each start of a run, so that no step has to run it.
 
 use super::PairBatches;
-use crate::comm::{Comm, CommError, share};
+use crate::comm::{Comm, plain, share};
 use crate::distil::Weighted;
+use crate::objective::BoxError;
 use crate::policy_gradient::logprobs;
 use hybra_kernels::Cpu;
 use hybra_model::training::{PackedBatch, Tape};
 
+/// A reference that has not read the pairs yet.
+pub(super) struct Reader {
+    cpu: Cpu,
+    reference: Weighted,
+    /// Gets the pairs that a pass took, and how many the rank has.
+    progress: Box<dyn FnMut(usize, usize)>,
+}
+
 impl PairBatches {
-    /// Has `reference` read the pairs, each rank a share of them, and puts what it says of them into
-    /// the micro-batches of all steps ([`PackedBatch::reference`]): the bits that it would say there.
-    /// `progress` gets the number of pairs that a pass took, and of the rank's pairs.
+    /// Has `reference` read the pairs before the first step, each rank a share of them; it is gone
+    /// then. All micro-batches bring what it said ([`PackedBatch::reference`]), which has the bits that
+    /// it would say there. `progress` gets the pairs that a pass took, and how many the rank has.
+    #[must_use]
+    pub fn with_reference(
+        mut self,
+        cpu: Cpu,
+        reference: Weighted,
+        progress: impl FnMut(usize, usize) + 'static,
+    ) -> Self {
+        self.reader = Some(Reader { cpu, reference, progress: Box::new(progress) });
+        self
+    }
+
+    /// Lets the reference read, if it has not yet; the first step does it, too.
     ///
     /// # Errors
-    /// A lost rank.
-    pub fn precompute(
-        &mut self,
-        cpu: &Cpu,
-        reference: &Weighted,
-        comm: &dyn Comm,
-        progress: &mut dyn FnMut(usize, usize),
-    ) -> Result<(), CommError> {
-        let own = &self.pairs[share(0..self.pairs.len(), comm.rank(), comm.size())];
-        let (mut found, mut tape, mut rest) = (Vec::new(), Tape::default(), own);
-        while !rest.is_empty() {
-            let mut batch = PackedBatch::default();
-            let fits = rest.iter().take_while(|pair| {
-                let fits = batch.tokens.len() + pair.len() <= self.config.pack_len;
-                if fits {
-                    pair.push_to(&mut batch);
-                }
-                fits
-            });
-            let count = fits.count();
-            let Weighted { model, parameters } = reference;
-            model.forward(cpu, parameters, &batch, &mut tape);
-            found.extend(logprobs(cpu, model, parameters, &batch, &tape));
-            progress(count, own.len());
-            rest = &rest[count..];
-        }
-        let all = comm.all_gather(bytemuck::cast_slice(&found))?.concat();
-        let (values, _) = all.as_chunks();
-        let all: Vec<f32> = values.iter().map(|bytes| f32::from_ne_bytes(*bytes)).collect();
+    /// Ranks of several instruction sets or with other pairs, a lost rank.
+    pub fn precompute(&mut self, comm: &dyn Comm) -> Result<(), BoxError> {
+        let Some(reader) = self.reader.take() else { return Ok(()) };
+        one_instruction_set(&reader.cpu, comm)?;
+        let said = self.said(reader, comm)?;
+        let found = comm.all_gather(bytemuck::cast_slice(&said))?;
+        let all: Vec<f32> = plain(&found.concat());
         let mut rest = &all[..];
-        let of_pair = |pair: &super::Pair| {
-            let (own, others) = rest.split_at(pair.len());
+        for pair in &self.pairs {
+            let (own, others) = rest.split_at_checked(pair.len()).ok_or("ranks: other pairs")?;
+            self.reference.push(own.to_vec());
             rest = others;
-            own.to_vec()
-        };
-        self.reference = self.pairs.iter().map(of_pair).collect();
+        }
         Ok(())
     }
+
+    /// What it says of the rank's pairs, one after the other.
+    fn said(&self, mut reader: Reader, comm: &dyn Comm) -> Result<Vec<f32>, BoxError> {
+        let own = &self.pairs[share(0..self.pairs.len(), comm.rank(), comm.size())];
+        let Weighted { model, parameters } = &reader.reference;
+        let (mut said, mut tape, mut rest) = (Vec::new(), Tape::default(), own);
+        while let Some(first) = rest.first() {
+            let (mut batch, mut count) = (PackedBatch::default(), 1);
+            first.push_to(&mut batch);
+            while let Some(pair) = rest.get(count)
+                && batch.tokens.len() + pair.len() <= self.config.pack_len
+            {
+                pair.push_to(&mut batch);
+                count += 1;
+            }
+            model.forward(&reader.cpu, parameters, &batch, &mut tape);
+            said.extend(logprobs(&reader.cpu, model, parameters, &batch, &tape));
+            (reader.progress)(count, own.len());
+            rest = &rest[count..];
+        }
+        Ok(said)
+    }
+}
+
+/// Another one has other bits, and then a policy that equals its reference would not seem to.
+fn one_instruction_set(cpu: &Cpu, comm: &dyn Comm) -> Result<(), BoxError> {
+    let own = cpu.isa().to_string();
+    for found in comm.all_gather(own.as_bytes())? {
+        if found != own.as_bytes() {
+            let found = String::from_utf8_lossy(&found);
+            return Err(format!(
+                "dpo.precompute_ref_log_probs: expected one instruction set on all ranks, found {own} \
+                 and {found}; set HYBRA_ISA"
+            )
+            .into());
+        }
+    }
+    Ok(())
 }
