@@ -14,9 +14,9 @@ pub struct EngineConfig {
     /// Tokens of one step; rounded up to a multiple of the scan chunk.
     pub max_num_batched_tokens: usize,
     /// Tokens of prompts in a step while some sequence decodes, so that its tokens keep coming; as
-    /// many times more as prompts of no worse priority are read for each sequence that decodes. From the scan chunk on
-    /// rounded up to a multiple of it; below it a chunk goes through the layers in several steps,
-    /// each the work of so many tokens.
+    /// many times more as prompts of no worse priority are read for each sequence that decodes.
+    /// From the scan chunk on rounded up to a multiple of it; below it a chunk goes through the
+    /// layers in several steps, each the work of so many tokens, rounded up to whole layers.
     pub max_prefill_while_decoding: usize,
     /// Longest sequence, prompt and output.
     pub max_model_len: usize,
