@@ -14,7 +14,7 @@ mod bf16_tiles;
 
 pub use bf16::product_bf16;
 
-use crate::buffer::{MatMut, MatRef};
+use crate::buffer::{MatMut, MatRef, on_line};
 use crate::ops::ssd_tile::{KMajor, accumulate as accumulate_columns};
 use crate::ops::tile::{MAX_ROWS, Tiled, accumulate as accumulate_rows, cover};
 use crate::simd::{Simd, WithSimd, array, dispatch};
@@ -22,9 +22,10 @@ use crate::{Cpu, Isa};
 use std::cell::RefCell;
 
 /// Length of a block of the reduction.
-const BLOCK_K: usize = 256;
-/// Columns of the output that a worker takes together; whole vectors on every instruction set.
-const PANEL: usize = 64;
+const BLOCK_K: usize = 128;
+/// Columns of the output that a worker takes together; whole vectors on every instruction set. A wide
+/// panel pays where a is transposed: it is read across its rows, a cache line for each k.
+const PANEL: usize = 128;
 /// Most rows of the output that a worker takes together: enough to pay for the copy of b.
 const PANEL_ROWS: usize = 384;
 /// Up to so many rows of the output read b where it lies, if its vectors are whole.
@@ -150,7 +151,7 @@ fn panel(isa: Isa, a: Operand, b: Operand, col: usize, mut out: MatMut, write: W
         (0..out.rows()).for_each(|r| out.row_mut(r).fill(0.0));
     }
     SCRATCH.with_borrow_mut(|scratch| {
-        scratch.resize(BLOCK_K * PANEL, 0.0);
+        let scratch = on_line(scratch, BLOCK_K * PANEL);
         for k in (0..a.cols()).step_by(BLOCK_K) {
             let len = BLOCK_K.min(a.cols() - k);
             let add = write == Write::Add || k > 0;
@@ -241,11 +242,16 @@ impl Tile<'_, '_> {
     #[inline(always)]
     fn load<S: Simd, const R: usize, const V: usize>(&self, s: S, add: bool) -> [[S::V; V]; R] {
         let mut acc = [[s.zero(); V]; R];
-        if add {
-            for r in 0..R {
-                let row = &self.out.row(self.row + r)[self.col..];
+        for r in 0..R {
+            let row = &self.out.row(self.row + r)[self.col..];
+            if add {
                 for v in 0..V {
                     acc[r][v] = s.load_partial(&row[v * S::LANES..]);
+                }
+            } else {
+                // Not read, but on its way before it is written.
+                for v in 0..V {
+                    s.prefetch(&row[v * S::LANES..]);
                 }
             }
         }
