@@ -119,8 +119,23 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// Byte-wise `table[index]`; every byte of `index` is below 16.
     fn lookup(self, table: &[u8; 16], index: Self::I) -> Self::I;
     /// `acc + Σ w·a` over the four bytes of every lane, exact: w unsigned, a in −127 ..= 127.
-    /// `low` promises that every w is at most 127, where that is faster.
+    /// `low` promises that every w is at most 127; else the products are of `w − HIGH_BIAS`.
     fn dot(self, acc: Self::I, w: Self::I, a: Self::I, low: bool) -> Self::I;
+    /// What [`Self::dot`] takes from bytes that may be above 127: 128 where signed bytes are faster.
+    const HIGH_BIAS: i32 = 0;
+    /// Whether [`Self::dot_pairs`] is the fast way to sum up several dot products.
+    const PAIRS: bool = false;
+    /// `acc + w·a` of every pair of bytes, in 16 bits, where `PAIRS`: exact while the sum over
+    /// all calls of `2 · 127 · max w` is below 2¹⁵.
+    #[inline(always)]
+    fn dot_pairs(self, _acc: Self::I, _w: Self::I, _a: Self::I) -> Self::I {
+        unreachable!("only where PAIRS")
+    }
+    /// `acc + Σ pairs`: the two i16 of every lane added to its i32, where `PAIRS`.
+    #[inline(always)]
+    fn add_pairs(self, _acc: Self::I, _pairs: Self::I) -> Self::I {
+        unreachable!("only where PAIRS")
+    }
     /// The same bits as f32.
     fn cast_f32(self, a: Self::I) -> Self::V;
     /// The same bits as i32.

@@ -34,6 +34,8 @@ impl Avx2 {
 impl Simd for Avx2 {
     const LANES: usize = 8;
     const REGISTERS: usize = 16;
+    const HIGH_BIAS: i32 = 128;
+    const PAIRS: bool = true;
     type V = __m256;
     type I = __m256i;
 
@@ -230,13 +232,21 @@ impl Simd for Avx2 {
                 let sums = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
                 return _mm256_add_epi32(acc, sums);
             }
-            let even = _mm256_and_si256(w, _mm256_set1_epi16(0xff));
-            let even_a = _mm256_srai_epi16::<8>(_mm256_slli_epi16::<8>(a));
-            let (odd, odd_a) = (_mm256_srli_epi16::<8>(w), _mm256_srai_epi16::<8>(a));
-            let sums =
-                _mm256_add_epi32(_mm256_madd_epi16(even, even_a), _mm256_madd_epi16(odd, odd_a));
-            _mm256_add_epi32(acc, sums)
+            // |w| ≤ 128, so the pairs do not saturate here either.
+            let w = _mm256_xor_si256(w, _mm256_set1_epi8(i8::MIN));
+            let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
+            _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
         }
+    }
+    #[inline(always)]
+    fn dot_pairs(self, acc: __m256i, w: __m256i, a: __m256i) -> __m256i {
+        // SAFETY: the token proves the features.
+        unsafe { _mm256_add_epi16(acc, _mm256_maddubs_epi16(w, a)) }
+    }
+    #[inline(always)]
+    fn add_pairs(self, acc: __m256i, pairs: __m256i) -> __m256i {
+        // SAFETY: the token proves the features.
+        unsafe { _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))) }
     }
     #[inline(always)]
     fn to_f32(self, a: __m256i) -> __m256 {

@@ -44,7 +44,7 @@ impl Panels<'_> {
         let most = match S::LANES {
             ROWS => 12,
             4 => 5,
-            8 => 5,
+            8 => 4,
             _ => 1,
         };
         let mut t = 0;
@@ -86,7 +86,6 @@ impl Panels<'_> {
             (ROWS, 3) => self.tile::<S, 3, P>(s, panels, t, col),
             (ROWS, 2) => self.tile::<S, 2, P>(s, panels, t, col),
             (ROWS, _) => self.tile::<S, 1, P>(s, panels, t, col),
-            (8, 5) => self.tile::<S, 5, 2>(s, panels, t, col),
             (8, 4) => self.tile::<S, 4, 2>(s, panels, t, col),
             (8, 3) => self.tile::<S, 3, 2>(s, panels, t, col),
             (8, 2) => self.tile::<S, 2, 2>(s, panels, t, col),

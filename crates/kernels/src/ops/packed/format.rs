@@ -38,8 +38,8 @@ pub(crate) trait Format: 'static {
     const SUPER: usize = 0;
     /// What is taken from every code; a multiple of 8.
     const OFFSET: i32;
-    /// Whether every code is at most 127.
-    const LOW: bool = true;
+    /// Bits of a code.
+    const BITS: u32;
     /// Whether each half of a block has a scale of its own.
     const HALVES: bool = false;
     /// Whether values have a minimum that is added.
@@ -146,6 +146,7 @@ pub(crate) struct Q4_0;
 impl Format for Q4_0 {
     const CODES: usize = 4 * GROUP_BYTES;
     const SCALES: usize = 2 * ROWS;
+    const BITS: u32 = 4;
     const OFFSET: i32 = 8;
     #[inline(always)]
     fn codes<S: Simd>(s: S, block: &[u8], row: usize, group: usize) -> S::I {
@@ -163,6 +164,7 @@ pub(crate) struct Q4_1;
 impl Format for Q4_1 {
     const CODES: usize = 4 * GROUP_BYTES;
     const SCALES: usize = 4 * ROWS;
+    const BITS: u32 = 4;
     const OFFSET: i32 = 0;
     const MIN: bool = true;
     #[inline(always)]
@@ -182,6 +184,7 @@ impl Format for Q5_0 {
     const CODES: usize = 5 * GROUP_BYTES;
     const SCALES: usize = 2 * ROWS;
     const WIDEN_ROWS: usize = 128;
+    const BITS: u32 = 5;
     const OFFSET: i32 = 16;
     #[inline(always)]
     fn codes<S: Simd>(s: S, block: &[u8], row: usize, group: usize) -> S::I {
@@ -201,6 +204,7 @@ impl Format for Q5_1 {
     const CODES: usize = Q5_0::CODES;
     const SCALES: usize = 4 * ROWS;
     const WIDEN_ROWS: usize = 128;
+    const BITS: u32 = 5;
     const OFFSET: i32 = 0;
     const MIN: bool = true;
     #[inline(always)]
@@ -219,8 +223,8 @@ pub(crate) struct Q8_0;
 impl Format for Q8_0 {
     const CODES: usize = GROUPS * GROUP_BYTES;
     const SCALES: usize = 2 * ROWS;
+    const BITS: u32 = 8;
     const OFFSET: i32 = 128;
-    const LOW: bool = false;
     #[inline(always)]
     fn codes<S: Simd>(s: S, block: &[u8], row: usize, group: usize) -> S::I {
         s.load_i(&block[group * GROUP_BYTES + 4 * row..])
@@ -248,8 +252,8 @@ impl Iq4Nl {
 impl Format for Iq4Nl {
     const CODES: usize = Q4_0::CODES;
     const SCALES: usize = 2 * ROWS;
+    const BITS: u32 = 8;
     const OFFSET: i32 = 128;
-    const LOW: bool = false;
     #[inline(always)]
     fn codes<S: Simd>(s: S, block: &[u8], row: usize, group: usize) -> S::I {
         s.lookup(&Self::LEVELS, nibbles(s, block, row, group))
@@ -267,6 +271,7 @@ impl Format for Q4K {
     const CODES: usize = 4 * GROUP_BYTES;
     const SCALES: usize = 2 * ROWS;
     const SUPER: usize = 4 * ROWS;
+    const BITS: u32 = 4;
     const OFFSET: i32 = 0;
     const MIN: bool = true;
     #[inline(always)]
@@ -287,6 +292,7 @@ impl Format for Q5K {
     const SCALES: usize = 2 * ROWS;
     const SUPER: usize = 4 * ROWS;
     const WIDEN_ROWS: usize = 128;
+    const BITS: u32 = 5;
     const OFFSET: i32 = 0;
     const MIN: bool = true;
     #[inline(always)]
@@ -307,6 +313,7 @@ impl Format for Q6K {
     const SCALES: usize = 2 * ROWS;
     const SUPER: usize = 2 * ROWS;
     const WIDEN_ROWS: usize = 32;
+    const BITS: u32 = 6;
     const OFFSET: i32 = 32;
     const HALVES: bool = true;
     #[inline(always)]
@@ -336,7 +343,7 @@ impl<F: Format> Format for Wide<F> {
     const CODES: usize = GROUPS * GROUP_BYTES;
     const SCALES: usize = (1 + F::HALVES as usize + F::MIN as usize) * F32_ROWS;
     const OFFSET: i32 = F::OFFSET;
-    const LOW: bool = F::LOW;
+    const BITS: u32 = F::BITS;
     const HALVES: bool = F::HALVES;
     const MIN: bool = F::MIN;
     #[inline(always)]

@@ -20,7 +20,7 @@ use crate::ops::q8_rows::{Q8Row, Q8Rows, WORDS};
 use crate::ops::tile::even_share;
 use crate::simd::{Simd, WithSimd, array};
 use std::marker::PhantomData;
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 
 /// Blocks after which the next panels are fetched further.
 const FETCH_BLOCKS: usize = 4;
@@ -115,11 +115,12 @@ fn rows<S: Simd, F: Format>(
     out: &mut MatMut,
 ) {
     let (col, end) = (first * ROWS, ((first + count) * ROWS).min(out.cols()));
-    // As many rows as keep two accumulators each per vector in three quarters of the registers.
-    let most = match (S::LANES, S::REGISTERS) {
-        (ROWS, _) => 6,
-        (4, _) => 3,
-        (8, _) => 2,
+    // As many rows as keep two accumulators each per vector in three quarters of the registers;
+    // of 16 registers half hold the codes of a block, and the sums of 8 rows wait in memory.
+    let most = match S::LANES {
+        ROWS => 6,
+        8 => 6,
+        4 => 3,
         _ => 1,
     };
     let mut shares = shares(next, x.rows().div_ceil(most));
@@ -128,19 +129,14 @@ fn rows<S: Simd, F: Format>(
         let height = even_share(x.rows() - t, most);
         let ahead = shares.next().unwrap_or_default();
         let mut at = Tile { x, panels, ahead, t, col, end, epilogue, out: out.reborrow() };
-        match (height, count) {
-            (6, 2) if most >= 6 => at.vectors::<S, F, 6, 2>(s),
-            (5, 2) if most >= 6 => at.vectors::<S, F, 5, 2>(s),
-            (4, 2) if most >= 6 => at.vectors::<S, F, 4, 2>(s),
-            (3, 2) if most >= 6 => at.vectors::<S, F, 3, 2>(s),
-            (2, 2) if most >= 6 => at.vectors::<S, F, 2, 2>(s),
-            (1, 2) if most >= 6 => at.vectors::<S, F, 1, 2>(s),
-            (6, _) if most >= 6 => at.vectors::<S, F, 6, 1>(s),
-            (5, _) if most >= 6 => at.vectors::<S, F, 5, 1>(s),
-            (4, _) if most >= 6 => at.vectors::<S, F, 4, 1>(s),
-            (3, _) if most >= 3 => at.panel::<S, F, 3>(s),
-            (2, _) if most >= 2 => at.panel::<S, F, 2>(s),
-            _ => at.panel::<S, F, 1>(s),
+        // The tests on `most` are constant: the code of larger tiles is left out.
+        match height {
+            6 if most >= 6 => at.panels::<S, F, 6>(s, count),
+            5 if most >= 6 => at.panels::<S, F, 5>(s, count),
+            4 if most >= 6 => at.panels::<S, F, 4>(s, count),
+            3 if most >= 3 => at.panels::<S, F, 3>(s, count),
+            2 if most >= 3 => at.panels::<S, F, 2>(s, count),
+            _ => at.panels::<S, F, 1>(s, count),
         }
         t += height;
     }
@@ -169,33 +165,54 @@ struct Tile<'a> {
 }
 
 impl Tile<'_> {
-    /// One panel in as many vectors as the instruction set needs.
+    /// `count` panels: both in one pass where a vector is a panel; each in two where it is half a
+    /// panel, so that the codes of a block stay in registers for all rows; else one in one.
     #[inline(always)]
-    fn panel<S: Simd, F: Format, const M: usize>(&mut self, s: S) {
-        match S::LANES {
-            ROWS => self.vectors::<S, F, M, 1>(s),
-            8 => self.vectors::<S, F, M, 2>(s),
-            4 => self.vectors::<S, F, M, 4>(s),
-            _ => self.vectors::<S, F, M, 16>(s),
+    fn panels<S: Simd, F: Format, const M: usize>(&mut self, s: S, count: usize) {
+        match (S::LANES, count) {
+            (ROWS, 2) => self.passes::<S, F, M, 2>(s, count),
+            (8, _) if M == 1 => self.passes::<S, F, M, 2>(s, count),
+            (ROWS | 8, _) => self.passes::<S, F, M, 1>(s, count),
+            (4, _) => self.passes::<S, F, M, 4>(s, count),
+            _ => self.passes::<S, F, M, 16>(s, count),
         }
     }
 
     #[inline(always)]
-    fn vectors<S: Simd, F: Format, const M: usize, const V: usize>(&mut self, s: S) {
+    fn passes<S: Simd, F: Format, const M: usize, const V: usize>(&mut self, s: S, count: usize) {
+        for row in (0..count * ROWS).step_by(V * S::LANES) {
+            self.vectors::<S, F, M, V>(s, row);
+            self.ahead = &[];
+        }
+    }
+
+    /// `V` vectors of rows of the panels from `row` on.
+    #[inline(always)]
+    fn vectors<S: Simd, F: Format, const M: usize, const V: usize>(&mut self, s: S, row: usize) {
         let x: [Q8Row; M] = array!(M, m => self.x.row(self.t + m));
-        let panels: [&Panel; V] = array!(V, v => &self.panels[v * S::LANES / ROWS]);
-        let acc = products::<S, F, M, V>(s, x, panels, self.ahead, self.x.blocks());
+        let w: [Vector; V] = array!(V, v => {
+            let row = row + v * S::LANES;
+            Vector { panel: &self.panels[row / ROWS], row: row % ROWS }
+        });
+        let acc = products::<S, F, M, V>(s, x, w, self.ahead, self.x.blocks());
         for (m, acc) in acc.iter().enumerate() {
-            let row = self.out.row_mut(self.t + m);
+            let out = self.out.row_mut(self.t + m);
             for (v, acc) in acc.iter().enumerate() {
-                let from = self.col + v * S::LANES;
+                let from = self.col + row + v * S::LANES;
                 if from < self.end {
                     let to = self.end.min(from + S::LANES);
-                    finish(s, *acc, self.epilogue, &mut row[from..to]);
+                    finish(s, *acc, self.epilogue, &mut out[from..to]);
                 }
             }
         }
     }
+}
+
+/// A vector of rows of weights: those of the panel from `row` on.
+#[derive(Clone, Copy)]
+struct Vector<'a> {
+    panel: &'a Panel<'a>,
+    row: usize,
 }
 
 /// Dot products of M rows of activations with V vectors of rows of weights.
@@ -203,61 +220,102 @@ impl Tile<'_> {
 fn products<S: Simd, F: Format, const M: usize, const V: usize>(
     s: S,
     x: [Q8Row; M],
-    panels: [&Panel; V],
+    w: [Vector; V],
     ahead: &[u8],
     blocks: usize,
 ) -> [[S::V; V]; M] {
-    // Plain loops: a closure handed to a library function would not be compiled for the
-    // instruction set.
     let mut acc = [[s.zero(); V]; M];
-    let mut codes = [&panels[0].codes[..0]; V];
-    let mut words = [&x[0].words[..0]; M];
     // A loop of its own: with fetches in the loop over blocks all of it was slower.
     let span = if ahead.is_empty() { blocks.max(1) } else { FETCH_BLOCKS };
     let mut fetches = ahead.chunks(ahead.len().div_ceil(blocks.div_ceil(span).max(1)).max(1));
     for from in (0..blocks).step_by(span) {
         fetch(s, fetches.next().unwrap_or_default());
         for b in from..blocks.min(from + span) {
-            for v in 0..V {
-                codes[v] = &panels[v].codes[b * F::CODES..(b + 1) * F::CODES];
-            }
-            for m in 0..M {
-                words[m] = &x[m].words[b * WORDS..(b + 1) * WORDS];
-            }
-            for half in 0..1 + F::HALVES as usize {
-                let groups = if F::HALVES { half * 4..half * 4 + 4 } else { 0..GROUPS };
-                let mut sums = [[s.splat_i(0); V]; M];
-                for m in 0..M {
-                    let offsets = if F::HALVES { x[m].half_offsets } else { x[m].offsets };
-                    let index = if F::HALVES { 2 * b + half } else { b };
-                    sums[m] = [start::<S, F>(s, offsets, index); V];
-                }
-                for group in groups {
-                    let mut w = [s.splat_i(0); V];
-                    for v in 0..V {
-                        w[v] = F::codes(s, codes[v], v * S::LANES % ROWS, group);
-                    }
-                    for m in 0..M {
-                        let a = s.splat_i(words[m][group] as i32);
-                        for v in 0..V {
-                            sums[m][v] = s.dot(sums[m][v], w[v], a, F::LOW);
-                        }
-                    }
-                }
-                for v in 0..V {
-                    let scales = F::scales(s, panels[v], b, v * S::LANES % ROWS);
-                    for m in 0..M {
-                        let scale = s.mul(scales.d[half], s.splat(x[m].factors[b][0]));
-                        acc[m][v] = s.fma(s.to_f32(sums[m][v]), scale, acc[m][v]);
-                        if F::MIN {
-                            acc[m][v] = s.fma(scales.min, s.splat(x[m].factors[b][1]), acc[m][v]);
-                        }
-                    }
-                }
+            // Not a loop: groups are numbers that the compiler knows.
+            add_part::<S, F, M, V>(s, &x, &w, b, 0, &mut acc);
+            if F::HALVES {
+                add_part::<S, F, M, V>(s, &x, &w, b, 1, &mut acc);
             }
         }
     }
     acc
+}
+
+/// Adds block number `b`, or half of it where halves have scales of their own.
+#[inline(always)]
+fn add_part<S: Simd, F: Format, const M: usize, const V: usize>(
+    s: S,
+    x: &[Q8Row; M],
+    w: &[Vector; V],
+    b: usize,
+    half: usize,
+    acc: &mut [[S::V; V]; M],
+) {
+    // Plain loops: a closure handed to a library function would not be compiled for the
+    // instruction set.
+    let mut sums = [[s.splat_i(0); V]; M];
+    let mut words = [&x[0].words[..0]; M];
+    for m in 0..M {
+        words[m] = &x[m].words[b * WORDS..(b + 1) * WORDS];
+        let offsets = if F::HALVES { x[m].half_offsets } else { x[m].offsets };
+        let index = if F::HALVES { 2 * b + half } else { b };
+        sums[m] = [start::<S, F>(s, offsets, index); V];
+    }
+    let mut codes = [(&w[0].panel.codes[..0], 0); V];
+    for v in 0..V {
+        codes[v] = (&w[v].panel.codes[b * F::CODES..(b + 1) * F::CODES], w[v].row);
+    }
+    let groups = if F::HALVES { half * 4..half * 4 + 4 } else { 0..GROUPS };
+    add_products::<S, F, M, V>(s, groups, codes, words, &mut sums);
+    for v in 0..V {
+        let scales = F::scales(s, w[v].panel, b, w[v].row);
+        for m in 0..M {
+            let scale = s.mul(scales.d[half], s.splat(x[m].factors[b][0]));
+            acc[m][v] = s.fma(s.to_f32(sums[m][v]), scale, acc[m][v]);
+            if F::MIN {
+                acc[m][v] = s.fma(scales.min, s.splat(x[m].factors[b][1]), acc[m][v]);
+            }
+        }
+    }
+}
+
+/// Adds the products of `groups` of a block, whose codes begin at a row, exactly.
+#[inline(always)]
+fn add_products<S: Simd, F: Format, const M: usize, const V: usize>(
+    s: S,
+    groups: Range<usize>,
+    codes: [(&[u8], usize); V],
+    words: [&[u32]; M],
+    sums: &mut [[S::I; V]; M],
+) {
+    // Groups whose products fit in the sums of 16 bits of a pair.
+    let run = if S::PAIRS { (i16::MAX as usize >> F::BITS) / (2 * 127) } else { 0 };
+    for first in groups.clone().step_by(run.max(1)) {
+        let mut pairs = [[s.splat_i(0); V]; M];
+        for group in first..groups.end.min(first + run.max(1)) {
+            let mut w = [s.splat_i(0); V];
+            for v in 0..V {
+                w[v] = F::codes(s, codes[v].0, codes[v].1, group);
+            }
+            for m in 0..M {
+                let a = s.splat_i(words[m][group] as i32);
+                for v in 0..V {
+                    if run > 0 {
+                        pairs[m][v] = s.dot_pairs(pairs[m][v], w[v], a);
+                    } else {
+                        sums[m][v] = s.dot(sums[m][v], w[v], a, F::BITS < 8);
+                    }
+                }
+            }
+        }
+        if run > 0 {
+            for m in 0..M {
+                for v in 0..V {
+                    sums[m][v] = s.add_pairs(sums[m][v], pairs[m][v]);
+                }
+            }
+        }
+    }
 }
 
 /// Asks for `bytes`.
@@ -268,10 +326,10 @@ fn fetch<S: Simd>(s: S, bytes: &[u8]) {
     }
 }
 
-/// `−OFFSET Σ a`, where the sum of a block of products starts.
+/// `−OFFSET Σ a`, where the sum of a block of products starts, less what [`Simd::dot`] takes itself.
 #[inline(always)]
 fn start<S: Simd, F: Format>(s: S, offsets: &[i32], index: usize) -> S::I {
-    match F::OFFSET {
+    match F::OFFSET - if F::BITS < 8 { 0 } else { S::HIGH_BIAS } {
         0 => s.splat_i(0),
         // Stored as −8 Σ a.
         offset => s.splat_i(offsets[index] * (offset / 8)),

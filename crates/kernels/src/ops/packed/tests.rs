@@ -29,18 +29,22 @@ fn weights(dtype: DType, rows: usize, cols: usize) -> Vec<u8> {
         let values = values(rows * cols, 8);
         return values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect();
     }
-    let halves: &[usize] = match dtype {
-        DType::Q4_0 | DType::Q5_0 | DType::Q8_0 | DType::Iq4Nl => &[0],
-        DType::Q6K => &[208],
-        _ => &[0, 2],
-    };
     for (i, block) in data.chunks_mut(dtype.block_bytes()).enumerate() {
-        for &at in halves {
+        for &at in halves(dtype) {
             let scale = half::f16::from_f32(0.01 * ((i * 7 + at) % 11) as f32 - 0.04);
             block[at..at + 2].copy_from_slice(&scale.to_le_bytes());
         }
     }
     data
+}
+
+/// Where the f16 of a block lie.
+fn halves(dtype: DType) -> &'static [usize] {
+    match dtype {
+        DType::Q4_0 | DType::Q5_0 | DType::Q8_0 | DType::Iq4Nl => &[0],
+        DType::Q6K => &[208],
+        _ => &[0, 2],
+    }
 }
 
 struct Case {
@@ -199,22 +203,28 @@ fn a_bad_activation_reaches_its_row_alone() {
 #[test]
 fn the_largest_bytes_do_not_overflow() {
     // All codes at their ends against activations at ±127.
-    for byte in [0x00, 0x7f, 0x80, 0xff] {
-        let mut data = vec![byte; 34 * 16];
-        for block in data.chunks_mut(34) {
-            block[..2].copy_from_slice(&half::f16::ONE.to_le_bytes());
-        }
-        let case = Case { dtype: DType::Q8_0, rows: 16, cols: 32, data };
-        let signs: Vec<f32> = (0..30).map(|t| if t % 2 == 0 { 1.0 } else { -1.0 }).collect();
-        let x: Vec<f32> = signs.iter().flat_map(|sign| [*sign; 32]).collect();
-        for (isa, out) in on_every_cpu(|cpu| {
-            let mut out = vec![0.0; 30 * 16];
-            case.product(cpu, MatRef::new(&x, 32), Epilogue::Store, &mut out);
-            out
-        }) {
-            for (out, sign) in out.chunks(16).zip(&signs) {
-                let want = f32::from(byte as i8) * 32.0 * sign;
-                assert!(out.iter().all(|v| (v - want).abs() < 1e-3), "{isa} {byte}: {out:?}");
+    let (t, n, k) = (30, 16, 256);
+    let x: Vec<f32> = (0..t * k).map(|i| if i / k % 2 == 0 { 1.0 } else { -1.0 }).collect();
+    let x = MatRef::new(&x, k);
+    for dtype in FORMATS.into_iter().filter(|dtype| *dtype != DType::Bf16) {
+        for byte in [0x00, 0x7f, 0x80, 0xff] {
+            let mut data = vec![byte; dtype.row_bytes(k).unwrap() * n];
+            for block in data.chunks_mut(dtype.block_bytes()) {
+                for &at in halves(dtype) {
+                    block[at..at + 2].copy_from_slice(&half::f16::ONE.to_le_bytes());
+                }
+            }
+            let case = Case { dtype, rows: n, cols: k, data };
+            let want = case.naive(x);
+            for (isa, out) in on_every_cpu(|cpu| {
+                let mut out = vec![0.0; t * n];
+                case.product(cpu, x, Epilogue::Store, &mut out);
+                out
+            }) {
+                for (got, (want, size)) in out.iter().zip(&want) {
+                    let error = (f64::from(*got) - want).abs();
+                    assert!(error <= 2e-6 * size, "{isa} {dtype} {byte}: {got} {want}");
+                }
             }
         }
     }
