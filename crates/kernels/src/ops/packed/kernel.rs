@@ -12,7 +12,7 @@
 //! scratch that stays in its second cache. Where the CPU has a matrix unit, many rows go to
 //! [`super::byte_tiles`].
 
-use super::format::{Format, GROUPS, Panel, ROWS, Wide, panel_bytes, widen};
+use super::format::{Format, Panel, ROWS, Wide, panel_bytes, widen};
 use super::{Epilogue, Scratch, byte_tiles, finish};
 use crate::arch::tiles::Tiles;
 use crate::buffer::MatMut;
@@ -224,59 +224,50 @@ fn products<S: Simd, F: Format, const M: usize, const V: usize>(
     ahead: &[u8],
     blocks: usize,
 ) -> [[S::V; V]; M] {
+    // Plain loops: a closure handed to a library function would not be compiled for the
+    // instruction set.
     let mut acc = [[s.zero(); V]; M];
+    let mut codes = [(&w[0].panel.codes[..0], 0); V];
+    let mut words = [&x[0].words[..0]; M];
     // A loop of its own: with fetches in the loop over blocks all of it was slower.
     let span = if ahead.is_empty() { blocks.max(1) } else { FETCH_BLOCKS };
     let mut fetches = ahead.chunks(ahead.len().div_ceil(blocks.div_ceil(span).max(1)).max(1));
     for from in (0..blocks).step_by(span) {
         fetch(s, fetches.next().unwrap_or_default());
         for b in from..blocks.min(from + span) {
-            // Not a loop: groups are numbers that the compiler knows.
-            add_part::<S, F, M, V>(s, &x, &w, b, 0, &mut acc);
-            if F::HALVES {
-                add_part::<S, F, M, V>(s, &x, &w, b, 1, &mut acc);
+            for v in 0..V {
+                codes[v] = (&w[v].panel.codes[b * F::CODES..(b + 1) * F::CODES], w[v].row);
+            }
+            for m in 0..M {
+                words[m] = &x[m].words[b * WORDS..(b + 1) * WORDS];
+            }
+            for half in 0..1 + F::HALVES as usize {
+                let mut sums = [[s.splat_i(0); V]; M];
+                for m in 0..M {
+                    let offsets = if F::HALVES { x[m].half_offsets } else { x[m].offsets };
+                    let index = if F::HALVES { 2 * b + half } else { b };
+                    sums[m] = [start::<S, F>(s, offsets, index); V];
+                }
+                // Numbers of groups that the compiler knows.
+                match half {
+                    _ if !F::HALVES => add_products::<S, F, M, V>(s, 0..8, codes, words, &mut sums),
+                    0 => add_products::<S, F, M, V>(s, 0..4, codes, words, &mut sums),
+                    _ => add_products::<S, F, M, V>(s, 4..8, codes, words, &mut sums),
+                }
+                for v in 0..V {
+                    let scales = F::scales(s, w[v].panel, b, w[v].row);
+                    for m in 0..M {
+                        let scale = s.mul(scales.d[half], s.splat(x[m].factors[b][0]));
+                        acc[m][v] = s.fma(s.to_f32(sums[m][v]), scale, acc[m][v]);
+                        if F::MIN {
+                            acc[m][v] = s.fma(scales.min, s.splat(x[m].factors[b][1]), acc[m][v]);
+                        }
+                    }
+                }
             }
         }
     }
     acc
-}
-
-/// Adds block number `b`, or half of it where halves have scales of their own.
-#[inline(always)]
-fn add_part<S: Simd, F: Format, const M: usize, const V: usize>(
-    s: S,
-    x: &[Q8Row; M],
-    w: &[Vector; V],
-    b: usize,
-    half: usize,
-    acc: &mut [[S::V; V]; M],
-) {
-    // Plain loops: a closure handed to a library function would not be compiled for the
-    // instruction set.
-    let mut sums = [[s.splat_i(0); V]; M];
-    let mut words = [&x[0].words[..0]; M];
-    for m in 0..M {
-        words[m] = &x[m].words[b * WORDS..(b + 1) * WORDS];
-        let offsets = if F::HALVES { x[m].half_offsets } else { x[m].offsets };
-        let index = if F::HALVES { 2 * b + half } else { b };
-        sums[m] = [start::<S, F>(s, offsets, index); V];
-    }
-    let mut codes = [(&w[0].panel.codes[..0], 0); V];
-    for v in 0..V {
-        codes[v] = (&w[v].panel.codes[b * F::CODES..(b + 1) * F::CODES], w[v].row);
-    }
-    let groups = if F::HALVES { half * 4..half * 4 + 4 } else { 0..GROUPS };
-    add_products::<S, F, M, V>(s, groups, codes, words, &mut sums);
-    for v in 0..V {
-        let scales = F::scales(s, w[v].panel, b, w[v].row);
-        for m in 0..M {
-            let scale = s.mul(scales.d[half], s.splat(x[m].factors[b][0]));
-            acc[m][v] = s.fma(s.to_f32(sums[m][v]), scale, acc[m][v]);
-            if F::MIN {
-                acc[m][v] = s.fma(scales.min, s.splat(x[m].factors[b][1]), acc[m][v]);
-            }
-        }
-    }
 }
 
 /// Adds the products of `groups` of a block, whose codes begin at a row, exactly.
