@@ -224,18 +224,15 @@ impl Simd for Avx2 {
     }
     #[inline(always)]
     fn dot(self, acc: __m256i, w: __m256i, a: __m256i, low: bool) -> __m256i {
+        if low {
+            return self.add_pairs(acc, self.dot_pairs(self.splat_i(0), w, a));
+        }
         // SAFETY: the token proves the features.
         unsafe {
-            if low {
-                // 2 · 127 · 127 fits in 16 bits: the pairs do not saturate.
-                let pairs = _mm256_maddubs_epi16(w, a);
-                let sums = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-                return _mm256_add_epi32(acc, sums);
-            }
-            // |w| ≤ 128, so the pairs do not saturate here either.
+            // 2 · 128 · 127 fits in 16 bits: the pairs do not saturate.
             let w = _mm256_xor_si256(w, _mm256_set1_epi8(i8::MIN));
             let pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(a, w));
-            _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+            self.add_pairs(acc, pairs)
         }
     }
     #[inline(always)]

@@ -12,7 +12,7 @@
 //! scratch that stays in its second cache. Where the CPU has a matrix unit, many rows go to
 //! [`super::byte_tiles`].
 
-use super::format::{Format, Panel, ROWS, Wide, panel_bytes, widen};
+use super::format::{Format, GROUPS, Panel, ROWS, Wide, panel_bytes, widen};
 use super::{Epilogue, Scratch, byte_tiles, finish};
 use crate::arch::tiles::Tiles;
 use crate::buffer::MatMut;
@@ -115,8 +115,8 @@ fn rows<S: Simd, F: Format>(
     out: &mut MatMut,
 ) {
     let (col, end) = (first * ROWS, ((first + count) * ROWS).min(out.cols()));
-    // As many rows as keep two accumulators each per vector in three quarters of the registers;
-    // of 16 registers half hold the codes of a block, and the sums of 8 rows wait in memory.
+    // As many rows as keep two accumulators each per vector in three quarters of the registers. With
+    // 16 registers more rows were measured faster, though some of their sums wait in memory.
     let most = match S::LANES {
         ROWS => 6,
         8 => 6,
@@ -250,9 +250,11 @@ fn products<S: Simd, F: Format, const M: usize, const V: usize>(
                 }
                 // Numbers of groups that the compiler knows.
                 match half {
-                    _ if !F::HALVES => add_products::<S, F, M, V>(s, 0..8, codes, words, &mut sums),
-                    0 => add_products::<S, F, M, V>(s, 0..4, codes, words, &mut sums),
-                    _ => add_products::<S, F, M, V>(s, 4..8, codes, words, &mut sums),
+                    _ if !F::HALVES => {
+                        add_products::<S, F, M, V>(s, 0..GROUPS, codes, words, &mut sums)
+                    }
+                    0 => add_products::<S, F, M, V>(s, 0..GROUPS / 2, codes, words, &mut sums),
+                    _ => add_products::<S, F, M, V>(s, GROUPS / 2..GROUPS, codes, words, &mut sums),
                 }
                 for v in 0..V {
                     let scales = F::scales(s, w[v].panel, b, w[v].row);
