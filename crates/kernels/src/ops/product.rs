@@ -26,8 +26,9 @@ const BLOCK_K: usize = 128;
 /// Columns of the output that a worker takes together; whole vectors on every instruction set. A wide
 /// panel pays where a is transposed: it is read across its rows, a cache line for each k.
 const PANEL: usize = 128;
-/// Most rows of the output that a worker takes together: enough to pay for the copy of b.
-const PANEL_ROWS: usize = 384;
+/// Most rows of the output that a worker takes together: enough to pay for the copy of b, and a block
+/// of a of so many rows still has room in the second cache.
+const PANEL_ROWS: usize = 1024;
 /// Up to so many rows of the output read b where it lies, if its vectors are whole.
 const IN_PLACE_ROWS: usize = 64;
 
@@ -183,7 +184,7 @@ impl WithSimd for Panel<'_> {
         let whole = !self.b.transposed && cols % S::LANES == 0;
         let in_place = whole && rows <= IN_PLACE_ROWS;
         if !in_place {
-            self.copy(vectors * S::LANES);
+            self.copy(s, vectors * S::LANES);
         }
         let Self { a, b, k, len, col, out, add, scratch } = self;
         let (b, stride) = if in_place {
@@ -205,13 +206,14 @@ impl WithSimd for Panel<'_> {
 impl Panel<'_> {
     /// The block of b, k as rows, `stride` values from row to row, zeros behind the columns.
     #[inline(always)]
-    fn copy(&mut self, stride: usize) {
+    fn copy<S: Simd>(&mut self, s: S, stride: usize) {
         let (width, b) = (self.out.cols(), self.b.matrix);
         if !self.b.transposed {
             for (r, to) in self.scratch.chunks_exact_mut(stride).take(self.len).enumerate() {
-                let (to, padding) = to.split_at_mut(width);
-                to.copy_from_slice(&b.row(self.k + r)[self.col..self.col + width]);
-                padding.fill(0.0);
+                let from = &b.row(self.k + r)[self.col..self.col + width];
+                for (to, from) in to.chunks_mut(S::LANES).zip(from.chunks(S::LANES)) {
+                    s.store(s.load_partial(from), to);
+                }
             }
             return;
         }
@@ -231,7 +233,7 @@ impl Panel<'_> {
     }
 }
 
-/// The sums of a tile before and after the block.
+/// The sums of a tile before and after the block. Tiles that end within the output need no masks.
 struct Tile<'t, 'a> {
     out: &'t mut MatMut<'a>,
     row: usize,
@@ -242,16 +244,18 @@ impl Tile<'_, '_> {
     #[inline(always)]
     fn load<S: Simd, const R: usize, const V: usize>(&self, s: S, add: bool) -> [[S::V; V]; R] {
         let mut acc = [[s.zero(); V]; R];
+        let whole = self.out.cols() - self.col >= V * S::LANES;
         for r in 0..R {
             let row = &self.out.row(self.row + r)[self.col..];
-            if add {
-                for v in 0..V {
-                    acc[r][v] = s.load_partial(&row[v * S::LANES..]);
-                }
-            } else {
-                // Not read, but on its way before it is written.
-                for v in 0..V {
-                    s.prefetch(&row[v * S::LANES..]);
+            for v in 0..V {
+                let values = &row[v * S::LANES..];
+                if !add {
+                    // Not read, but on its way before it is written.
+                    s.prefetch(values);
+                } else if whole {
+                    acc[r][v] = s.load(values);
+                } else {
+                    acc[r][v] = s.load_partial(values);
                 }
             }
         }
@@ -260,10 +264,16 @@ impl Tile<'_, '_> {
 
     #[inline(always)]
     fn store<S: Simd, const R: usize, const V: usize>(&mut self, s: S, acc: [[S::V; V]; R]) {
+        let whole = self.out.cols() - self.col >= V * S::LANES;
         for r in 0..R {
             let row = &mut self.out.row_mut(self.row + r)[self.col..];
             for v in 0..V {
-                s.store_partial(acc[r][v], &mut row[v * S::LANES..]);
+                let values = &mut row[v * S::LANES..];
+                if whole {
+                    s.store(acc[r][v], values);
+                } else {
+                    s.store_partial(acc[r][v], values);
+                }
             }
         }
     }

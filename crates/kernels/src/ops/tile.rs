@@ -72,23 +72,6 @@ pub(crate) fn cover<S: Simd, T: Tiled>(
     rows: std::ops::Range<usize>,
     vectors: usize,
 ) {
-    let mut row = rows.start;
-    while row < rows.end {
-        let height = even_share(rows.end - row, MAX_ROWS);
-        match height {
-            1 => row_of_tiles::<S, T, 1>(s, op, row, vectors),
-            2 => row_of_tiles::<S, T, 2>(s, op, row, vectors),
-            3 => row_of_tiles::<S, T, 3>(s, op, row, vectors),
-            4 => row_of_tiles::<S, T, 4>(s, op, row, vectors),
-            5 => row_of_tiles::<S, T, 5>(s, op, row, vectors),
-            _ => row_of_tiles::<S, T, MAX_ROWS>(s, op, row, vectors),
-        }
-        row += height;
-    }
-}
-
-#[inline(always)]
-fn row_of_tiles<S: Simd, T: Tiled, const R: usize>(s: S, op: &mut T, row: usize, vectors: usize) {
     let most = S::REGISTERS / 8;
     let mut done = 0;
     while done < vectors {
@@ -96,12 +79,35 @@ fn row_of_tiles<S: Simd, T: Tiled, const R: usize>(s: S, op: &mut T, row: usize,
         let col = done * S::LANES;
         // The tests on `most` are constant: the code of larger tiles is left out.
         match width {
-            4 if most >= 4 => op.tile::<S, R, 4>(s, row, col),
-            3 if most >= 3 => op.tile::<S, R, 3>(s, row, col),
-            2 => op.tile::<S, R, 2>(s, row, col),
-            _ => op.tile::<S, R, 1>(s, row, col),
+            4 if most >= 4 => strip::<S, T, 4>(s, op, rows.clone(), col),
+            3 if most >= 3 => strip::<S, T, 3>(s, op, rows.clone(), col),
+            2 => strip::<S, T, 2>(s, op, rows.clone(), col),
+            _ => strip::<S, T, 1>(s, op, rows.clone(), col),
         }
         done += width;
+    }
+}
+
+/// Tiles of V vectors below each other: what they read of the right operand stays in the first cache.
+#[inline(always)]
+fn strip<S: Simd, T: Tiled, const V: usize>(
+    s: S,
+    op: &mut T,
+    rows: std::ops::Range<usize>,
+    col: usize,
+) {
+    let mut row = rows.start;
+    while row < rows.end {
+        let height = even_share(rows.end - row, MAX_ROWS);
+        match height {
+            1 => op.tile::<S, 1, V>(s, row, col),
+            2 => op.tile::<S, 2, V>(s, row, col),
+            3 => op.tile::<S, 3, V>(s, row, col),
+            4 => op.tile::<S, 4, V>(s, row, col),
+            5 => op.tile::<S, 5, V>(s, row, col),
+            _ => op.tile::<S, MAX_ROWS, V>(s, row, col),
+        }
+        row += height;
     }
 }
 
