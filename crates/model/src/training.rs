@@ -15,6 +15,7 @@
 
 mod backward;
 mod block;
+mod mlp;
 mod packed_batch;
 mod views;
 

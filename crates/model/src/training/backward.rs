@@ -1,10 +1,10 @@
 //! One block, backward: `d` is the gradient of the block's output before and of its input after.
 
 use super::block::{MixerConstants, Pass, Saved, Scratch, split_qkv};
+use super::mlp::Mlp;
 use super::views::{Block, Mamba2, Mixer};
 use crate::activations::sized;
 use crate::layer::{AttentionConfig, LayerConfig, Mamba2Config};
-use hybra_kernels::ops::activation::{relu2_backward, relu2_of};
 use hybra_kernels::ops::attention_backward::{Qkv, attention_backward};
 use hybra_kernels::ops::mamba_split_conv1d_scan_backward::{
     MixerGradients, mamba_split_conv1d_scan_backward,
@@ -25,6 +25,16 @@ impl Pass<'_> {
         scratch: &mut Scratch,
     ) {
         let h = self.config.hidden_size;
+        if let (
+            LayerConfig::Mlp(m),
+            Mixer::Mlp { up_proj, down_proj },
+            Mixer::Mlp { up_proj: gup, down_proj: gdown },
+        ) = (&self.config.layers[layer], &block.mixer, &mut g.mixer)
+        {
+            let w = Mlp { norm: block.norm, up_proj: *up_proj, down_proj: *down_proj };
+            let mut g = Mlp { norm: &mut *g.norm, up_proj: &mut **gup, down_proj: &mut **gdown };
+            return self.mlp_backward(m, &w, saved, &mut g, d, scratch);
+        }
         let x = MatRef::new(&saved.x, h);
         scratch.normed.resize(d.len(), 0.0);
         scratch.dnormed.resize(d.len(), 0.0);
@@ -41,21 +51,6 @@ impl Pass<'_> {
                 let w = [q_proj, k_proj, v_proj, o_proj];
                 self.attention_backward(a, w.map(|w| *w), saved, [gq, gk, gv, go], d, scratch);
             }
-            (
-                LayerConfig::Mlp(m),
-                Mixer::Mlp { up_proj, down_proj },
-                Mixer::Mlp { up_proj: gup, down_proj: gdown },
-            ) => {
-                let (width, len) = (m.intermediate_size, saved.wide.len());
-                let hidden = sized(&mut scratch.dmix, len);
-                let up = MatRef::new(&saved.wide, width);
-                relu2_of(self.cpu, up, MatMut::new(hidden, width));
-                let dup = sized(&mut scratch.dwide, len);
-                self.linear(d, (down_proj, gdown), (hidden, width), dup, Write::Store);
-                relu2_backward(self.cpu, up, MatMut::new(dup, width));
-                let x = (scratch.normed.as_slice(), h);
-                self.linear(dup, (up_proj, gup), x, &mut scratch.dnormed, Write::Store);
-            }
             _ => unreachable!("the views are made from this configuration"),
         }
         let (dout, dx) = (MatRef::new(&scratch.dnormed, h), MatMut::new(d, h));
@@ -63,7 +58,7 @@ impl Pass<'_> {
     }
 
     /// For `out = x·wᵀ`: `dw += dᵀ·x`, `dx (+)= d·w`.
-    fn linear(
+    pub(super) fn linear(
         &self,
         d: &[f32],
         (w, dw): (&[f32], &mut [f32]),

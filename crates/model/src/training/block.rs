@@ -1,12 +1,12 @@
 //! One block, forward: `hidden += mixer(rms_norm(hidden))`, keeping what the way back needs.
 
+use super::mlp::Mlp;
 use super::views::{Block, Mamba2, Mixer};
 use super::{Precision, stored};
-use crate::activations::sized;
 use crate::config::Config;
 use crate::layer::{AttentionConfig, LayerConfig, Mamba2Config};
 use crate::nemotron_h::SCAN_CHUNK;
-use hybra_kernels::ops::activation::{add_assign, relu2_of};
+use hybra_kernels::ops::activation::add_assign;
 use hybra_kernels::ops::attention::{KvCache, KvDtype, Segment, attention};
 use hybra_kernels::ops::gemm::gemm;
 use hybra_kernels::ops::mamba_split_conv1d_scan::{
@@ -19,6 +19,7 @@ use hybra_kernels::ops::ssm_state::SsmStateMut;
 use hybra_kernels::{Cpu, MatMut, MatRef};
 
 /// What every block of a pass needs besides its tensors.
+#[derive(Clone, Copy)]
 pub(super) struct Pass<'a> {
     pub(super) cpu: &'a Cpu,
     pub(super) config: &'a Config,
@@ -132,6 +133,12 @@ impl Pass<'_> {
         scratch: &mut Scratch,
     ) {
         let h = self.config.hidden_size;
+        if let (LayerConfig::Mlp(m), Mixer::Mlp { up_proj, down_proj }) =
+            (&self.config.layers[layer], &block.mixer)
+        {
+            let w = Mlp { norm: block.norm, up_proj: *up_proj, down_proj: *down_proj };
+            return self.mlp(m, &w, saved, hidden, scratch);
+        }
         scratch.normed.resize(hidden.len(), 0.0);
         let normed = MatMut::new(&mut scratch.normed, h);
         rms_norm(self.cpu, MatRef::new(&saved.x, h), block.norm, self.eps, normed);
@@ -139,18 +146,6 @@ impl Pass<'_> {
             (LayerConfig::Mamba2(m), Mixer::Mamba2(w)) => self.mamba2(m, w, saved, scratch),
             (LayerConfig::Attention(a), Mixer::Attention { q_proj, k_proj, v_proj, o_proj }) => {
                 self.attention(a, [q_proj, k_proj, v_proj, o_proj], saved, scratch)
-            }
-            (LayerConfig::Mlp(m), Mixer::Mlp { up_proj, down_proj }) => {
-                let width = m.intermediate_size;
-                self.project(&scratch.normed, h, up_proj, &mut saved.wide);
-                let up = sized(&mut scratch.dwide, saved.wide.len());
-                relu2_of(self.cpu, MatRef::new(&saved.wide, width), MatMut::new(up, width));
-                self.project(
-                    &scratch.dwide[..saved.wide.len()],
-                    width,
-                    down_proj,
-                    &mut scratch.out,
-                );
             }
             _ => unreachable!("the views are made from this configuration"),
         }
@@ -187,7 +182,7 @@ impl Pass<'_> {
         self.project_to(MatRef::new(x, cols), w, MatMut::new(out, rows));
     }
 
-    fn project_to(&self, x: MatRef, w: &[f32], out: MatMut) {
+    pub(super) fn project_to(&self, x: MatRef, w: &[f32], out: MatMut) {
         match self.prompts {
             Some(_) => gemm(self.cpu, x, stored(w, x.cols()), out),
             None => self.product(x, MatRef::new(w, x.cols()).t(), out, Write::Store),

@@ -1,0 +1,161 @@
+//! An MLP block, forward and backward, some hundred tokens at a time.
+//!
+//! Tokens do not meet in it, so a tile of them goes through the whole block while its rows of
+//! `intermediate_size` values are in the second cache. **Invariant:** every sum over tokens is a fold in their
+//! order that goes on from tile to tile, and a tile ends at the end of a document or a multiple of
+//! [`WHOLE`] tokens behind its start, so the height of tiles changes no bit.
+
+use super::block::{Pass, Saved, Scratch};
+use crate::activations::sized;
+use crate::layer::MlpConfig;
+use hybra_kernels::ops::activation::{add_assign, relu2_backward, relu2_of};
+use hybra_kernels::ops::product::Write;
+use hybra_kernels::ops::rms_norm::{rms_norm, rms_norm_backward};
+use hybra_kernels::{MatMut, MatRef};
+use std::ops::Range;
+
+/// Tokens that products of bf16 may add up together.
+const WHOLE: usize = 32;
+/// Values of the wide rows of a tile, 1 MiB: the second caches of two cores hold several of such.
+const WIDE_VALUES: usize = 1 << 18;
+/// Fewest tokens of a tile for each thread: a product copies a matrix of weights once for a tile.
+const ROWS_PER_THREAD: usize = 128;
+
+/// Tokens that go through the block together.
+struct TokenTile {
+    rows: Range<usize>,
+    /// Lengths of the documents' parts in it.
+    pieces: Vec<usize>,
+}
+
+/// Tiles of at most `most` tokens, at least [`WHOLE`].
+fn tiles(documents: &[usize], most: usize) -> Vec<TokenTile> {
+    let (mut tiles, mut from, mut pieces) = (Vec::new(), 0, Vec::new());
+    let mut close = |pieces: &mut Vec<usize>| {
+        let rows = from..from + pieces.iter().sum::<usize>();
+        from = rows.end;
+        tiles.push(TokenTile { rows, pieces: std::mem::take(pieces) });
+    };
+    for mut left in documents.iter().copied() {
+        while left > 0 {
+            let room = most - pieces.iter().sum::<usize>();
+            let take = if left <= room { left } else { room / WHOLE * WHOLE };
+            if take > 0 {
+                pieces.push(take);
+                left -= take;
+            }
+            if left > 0 {
+                close(&mut pieces);
+            }
+        }
+    }
+    if !pieces.is_empty() {
+        close(&mut pieces);
+    }
+    tiles
+}
+
+/// Tensors of an MLP, or their gradients.
+pub(super) struct Mlp<P> {
+    pub(super) norm: P,
+    pub(super) up_proj: P,
+    pub(super) down_proj: P,
+}
+
+impl Pass<'_> {
+    fn tiles(&self, m: &MlpConfig) -> Vec<TokenTile> {
+        let fewest = ROWS_PER_THREAD * self.cpu.pool().threads();
+        let rows = (WIDE_VALUES / m.intermediate_size).max(fewest);
+        tiles(self.documents, rows.next_multiple_of(WHOLE))
+    }
+
+    /// See [`Pass::forward`].
+    pub(super) fn mlp(
+        &self,
+        m: &MlpConfig,
+        w: &Mlp<&[f32]>,
+        saved: &mut Saved,
+        hidden: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
+        let (h, width) = (self.config.hidden_size, m.intermediate_size);
+        saved.wide.resize(hidden.len() / h * width, 0.0);
+        for TokenTile { rows, .. } in self.tiles(m) {
+            let (narrow, wide) = (of(&rows, h), of(&rows, width));
+            let normed = sized(&mut scratch.normed, narrow.len());
+            let x = MatRef::new(&saved.x[narrow.clone()], h);
+            rms_norm(self.cpu, x, w.norm, self.eps, MatMut::new(normed, h));
+            let up = &mut saved.wide[wide.clone()];
+            self.project_to(MatRef::new(normed, h), w.up_proj, MatMut::new(up, width));
+            let units = sized(&mut scratch.dwide, wide.len());
+            relu2_of(self.cpu, MatRef::new(up, width), MatMut::new(units, width));
+            let out = sized(&mut scratch.out, narrow.len());
+            self.project_to(MatRef::new(units, width), w.down_proj, MatMut::new(out, h));
+            add_assign(self.cpu, MatMut::new(&mut hidden[narrow], h), MatRef::new(out, h));
+        }
+    }
+
+    /// See [`Pass::backward`].
+    pub(super) fn mlp_backward(
+        &self,
+        m: &MlpConfig,
+        w: &Mlp<&[f32]>,
+        saved: &Saved,
+        g: &mut Mlp<&mut [f32]>,
+        d: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
+        let (h, width) = (self.config.hidden_size, m.intermediate_size);
+        for TokenTile { rows, pieces } in self.tiles(m) {
+            let pass = Pass { documents: &pieces, ..*self };
+            let (narrow, wide) = (of(&rows, h), of(&rows, width));
+            let (x, d) = (MatRef::new(&saved.x[narrow.clone()], h), &mut d[narrow.clone()]);
+            let up = MatRef::new(&saved.wide[wide.clone()], width);
+            let normed = sized(&mut scratch.normed, narrow.len());
+            rms_norm(self.cpu, x, w.norm, self.eps, MatMut::new(normed, h));
+            let units = sized(&mut scratch.dmix, wide.len());
+            relu2_of(self.cpu, up, MatMut::new(units, width));
+            let dup = sized(&mut scratch.dwide, wide.len());
+            pass.linear(d, (w.down_proj, g.down_proj), (units, width), dup, Write::Store);
+            relu2_backward(self.cpu, up, MatMut::new(dup, width));
+            let dnormed = sized(&mut scratch.dnormed, narrow.len());
+            pass.linear(dup, (w.up_proj, g.up_proj), (normed, h), dnormed, Write::Store);
+            let (dout, dx) = (MatRef::new(dnormed, h), MatMut::new(d, h));
+            rms_norm_backward(self.cpu, x, w.norm, self.eps, dout, dx, g.norm);
+        }
+    }
+}
+
+/// Values of rows of `cols` values.
+fn of(rows: &Range<usize>, cols: usize) -> Range<usize> {
+    rows.start * cols..rows.end * cols
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Every token once and in order, whole multiples from the start of each document.
+    #[test]
+    fn tiles_end_with_a_document_or_a_multiple() {
+        for documents in [&[5, 1, 300, 64, 33][..], &[32], &[1000], &[], &[31, 31, 31]] {
+            for most in [32, 64, 96, 4096] {
+                let tiles = tiles(documents, most);
+                let (mut at, mut document, mut within) = (0, 0, 0);
+                for tile in &tiles {
+                    assert_eq!(tile.rows, at..at + tile.pieces.iter().sum::<usize>());
+                    assert!((1..=most).contains(&tile.rows.len()), "{documents:?} {most}");
+                    at = tile.rows.end;
+                    for piece in &tile.pieces {
+                        assert_eq!(within % WHOLE, 0, "{documents:?} {most}");
+                        within += piece;
+                        if within == documents[document] {
+                            (document, within) = (document + 1, 0);
+                        }
+                    }
+                }
+                assert_eq!((document, within), (documents.len(), 0), "{documents:?} {most}");
+            }
+        }
+    }
+}
