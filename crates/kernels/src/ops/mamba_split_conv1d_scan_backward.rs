@@ -8,16 +8,21 @@
 //! Convolution (width K, inside the document): `dw_k = Σ_t g_t x_{t−(K−1)+k}`,
 //! `dx_t = Σ_k w_k g_{t+(K−1)−k}`.
 
+mod conv;
+mod steps;
+
 use crate::Cpu;
 use crate::buffer::{Chunks, MatMut, MatRef};
 use crate::ops::mamba_split_conv1d_scan::MixerParams;
 use crate::ops::rms_norm::{Gated, gated_group_backward};
-use crate::ops::ssd::StepSizes;
 use crate::ops::ssd_backward::{
     GroupGradients, GroupInputs, GroupParams, SsdScratch, ssd_group_backward, ssd_group_forward,
 };
 use crate::simd::{Simd, WithSimd, dispatch};
+use conv::{ConvBackward, ConvForward, ROWS_AHEAD, Run, fetch, gather_taps};
 use std::cell::RefCell;
+use std::cmp::Reverse;
+use steps::{Steps, StepsBackward};
 
 /// Gradients of a mixer's constants; all are added to.
 pub struct MixerGradients<'a> {
@@ -82,6 +87,8 @@ pub fn mamba_split_conv1d_scan_backward(
             tasks.push(Task { group, rows, gradients, partial });
         }
     }
+    // Long ones first, or the last one keeps a worker when the others have none.
+    tasks.sort_by_key(|task| Reverse(task.rows.0.rows()));
     let operations = zxbcdt.rows() * (40 * ssd.state_len() + 100 * ssd.conv_dim());
     cpu.pool().for_parts_sized(operations, Chunks::new(&mut tasks, 1), |_, task| {
         SCRATCH.with_borrow_mut(|scratch| task[0].run(cpu, p, scratch));
@@ -131,13 +138,13 @@ impl Sizes {
         [a_log, d, dt_bias, norm, conv]
     }
 
-    /// The three runs of the group's columns in `x | B | C` of all groups: (there, here, length).
-    fn runs(self, n_groups: usize, inner: usize, group: usize) -> [(usize, usize, usize); 3] {
-        let b = inner + group * self.n;
+    /// The group's columns of x, B and C.
+    fn runs(self, n_groups: usize, inner: usize, group: usize) -> [Run; 3] {
+        let (b, n) = (inner + group * self.n, self.n);
         [
-            (group * self.inner, 0, self.inner),
-            (b, self.inner, self.n),
-            (b + n_groups * self.n, self.inner + self.n, self.n),
+            Run { there: group * self.inner, here: 0, len: self.inner },
+            Run { there: b, here: self.inner, len: n },
+            Run { there: b + n_groups * n, here: self.inner + n, len: n },
         ]
     }
 
@@ -161,7 +168,7 @@ impl Sizes {
                 true => &mut g.conv_weight[k * conv_dim..][..conv_dim],
                 false => &mut *g.conv_bias,
             };
-            for (there, here, len) in self.runs(n_groups, inner, group) {
+            for Run { there, here, len } in self.runs(n_groups, inner, group) {
                 if !to.is_empty() {
                     add(&mut to[there..there + len], &row[here..]);
                 }
@@ -188,8 +195,8 @@ struct Task<'a> {
 /// What a worker keeps.
 #[derive(Default)]
 struct Scratch {
-    /// \[L, heads·P + 2N\] each: inputs of the convolution, its sums, its outputs, their gradients.
-    conv: [Vec<f32>; 4],
+    /// \[L, heads·P + 2N\] each: the convolution's sums, its outputs, their gradients.
+    conv: [Vec<f32>; 3],
     /// \[L, heads·P\] each: y and its gradient.
     y: [Vec<f32>; 2],
     /// \[L, heads\] each: Δ and its gradient.
@@ -208,15 +215,15 @@ impl Task<'_> {
         w.conv.iter_mut().for_each(|v| v.resize(len * sizes.conv(), 0.0));
         w.y.iter_mut().for_each(|v| v.resize(len * sizes.inner, 0.0));
         w.delta.iter_mut().for_each(|v| v.resize(len * sizes.heads, 0.0));
-        self.gather(p, sizes, w);
-        dispatch(isa, ConvForward { sizes, len, w });
+        let x = self.rows.0.columns(p.ssd.inner(), p.ssd.conv_dim());
+        let runs = sizes.runs(p.ssd.n_groups, p.ssd.inner(), self.group);
+        gather_taps(p, sizes, runs, &mut w.weight);
+        dispatch(isa, ConvForward { sizes, x, runs, w });
         let first = self.group * sizes.heads;
         let dt = p.ssd.inner() + p.ssd.conv_dim() + first;
         let dt = self.rows.0.columns(dt, sizes.heads);
-        for t in 0..len {
-            let delta = &mut w.delta[0][t * sizes.heads..][..sizes.heads];
-            dispatch(isa, StepSizes { p: &p.ssd, first, dt: dt.row(t), delta });
-        }
+        let delta = &mut w.delta[0];
+        dispatch(isa, Steps { p: &p.ssd, first, dt, delta });
         let params = GroupParams {
             isa,
             head_dim: p.ssd.head_dim,
@@ -228,7 +235,7 @@ impl Task<'_> {
         let (z, dout) = self.rows;
         let columns = self.group * sizes.inner;
         let (z, dout) = (z.columns(columns, sizes.inner), dout.columns(columns, sizes.inner));
-        let [_, _, out, dact] = &mut w.conv;
+        let [_, out, dact] = &mut w.conv;
         let ([delta, ddelta], [y, dy]) = (&mut w.delta, &mut w.y);
         let inputs = GroupInputs {
             xbc: MatRef::new(out, sizes.conv()),
@@ -246,141 +253,11 @@ impl Task<'_> {
             d,
         };
         ssd_group_backward(&params, inputs, MatRef::new(dy, sizes.inner), gradients, &mut w.ssd);
-        dispatch(isa, ConvBackward { sizes, len, w, dweight: conv });
-        scatter(sizes, w, &mut self.gradients);
-        let dt_bias = (dt_bias, &p.ssd.dt_bias[first..first + sizes.heads]);
-        step_sizes_backward(p.ssd.dt_limit, dt, dt_bias, w, &mut self.gradients[4]);
-    }
-
-    /// Copies the group's columns of the convolution's input, taps and bias.
-    fn gather(&self, p: &MixerParams, sizes: Sizes, w: &mut Scratch) {
-        let (inner, width) = (p.ssd.inner(), sizes.conv());
-        let runs = sizes.runs(p.ssd.n_groups, inner, self.group);
-        for (t, to) in w.conv[0].chunks_exact_mut(width).enumerate() {
-            let row = &self.rows.0.row(t)[inner..];
-            for (there, here, len) in runs {
-                to[here..here + len].copy_from_slice(&row[there..there + len]);
-            }
-        }
-        w.weight.clear();
-        w.weight.resize((sizes.taps + 1) * width, 0.0);
-        let rows = p.conv_weight.chunks_exact(p.ssd.conv_dim()).chain(p.conv_bias);
-        for (row, to) in rows.zip(w.weight.chunks_exact_mut(width)) {
-            for (there, here, len) in runs {
-                to[here..here + len].copy_from_slice(&row[there..there + len]);
-            }
-        }
-    }
-}
-
-/// Writes the gradients of x, B and C.
-fn scatter(sizes: Sizes, w: &Scratch, gradients: &mut [MatMut; 5]) {
-    let [_, dx, db, dc, _] = gradients;
-    for (t, row) in w.conv[0].chunks_exact(sizes.conv()).enumerate() {
-        let (x, bc) = row.split_at(sizes.inner);
-        dx.row_mut(t).copy_from_slice(x);
-        db.row_mut(t).copy_from_slice(&bc[..sizes.n]);
-        dc.row_mut(t).copy_from_slice(&bc[sizes.n..]);
-    }
-}
-
-/// `d raw = dΔ · σ(raw + bias)` where no limit is active, else 0.
-fn step_sizes_backward(
-    (least, most): (f32, f32),
-    dt: MatRef,
-    (dbias, bias): (&mut [f32], &[f32]),
-    w: &Scratch,
-    ddt: &mut MatMut,
-) {
-    let heads = bias.len();
-    for t in 0..dt.rows() {
-        let (delta, ddelta) = (&w.delta[0][t * heads..], &w.delta[1][t * heads..]);
-        for h in 0..heads {
-            let free = delta[h] > least && delta[h] < most || delta[h] == 0.0;
-            let slope = 1.0 / (1.0 + (-(dt.row(t)[h] + bias[h])).exp());
-            let d = if free { ddelta[h] * slope } else { 0.0 };
-            ddt.row_mut(t)[h] = d;
-            dbias[h] += d;
-        }
-    }
-}
-
-/// Sums and outputs of the convolution.
-struct ConvForward<'a> {
-    sizes: Sizes,
-    len: usize,
-    w: &'a mut Scratch,
-}
-
-impl WithSimd for ConvForward<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Self { sizes: Sizes { taps, .. }, len, w } = self;
-        let width = self.sizes.conv();
-        let [x, sums, out, _] = &mut w.conv;
-        for t in 0..len {
-            let sum = &mut sums[t * width..][..width];
-            sum.copy_from_slice(&w.weight[taps * width..][..width]);
-            for k in (taps - 1).saturating_sub(t)..taps {
-                let input = &x[(t + k + 1 - taps) * width..][..width];
-                let tap = &w.weight[k * width..][..width];
-                sum.iter_mut().zip(input.iter().zip(tap)).for_each(|(s, (x, w))| *s += x * w);
-            }
-            let out = out[t * width..][..width].chunks_mut(S::LANES);
-            for (sum, out) in sum.chunks(S::LANES).zip(out) {
-                s.store_partial(s.silu(s.load_partial(sum)), out);
-            }
-        }
-    }
-}
-
-/// From the gradients of the outputs to those of the inputs, which replace the inputs, and of the
-/// taps and bias.
-struct ConvBackward<'a> {
-    sizes: Sizes,
-    len: usize,
-    w: &'a mut Scratch,
-    dweight: &'a mut [f32],
-}
-
-impl WithSimd for ConvBackward<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
-        let Self { sizes: Sizes { taps, .. }, len, w, dweight } = self;
-        let width = self.sizes.conv();
-        let [x, sums, _, g] = &mut w.conv;
-        let one = s.splat(1.0);
-        for (sum, g) in sums.chunks(S::LANES).zip(g.chunks_mut(S::LANES)) {
-            let v = s.load_partial(sum);
-            let gate = s.div(one, s.add(one, s.exp(s.sub(s.zero(), v))));
-            let slope = s.mul(gate, s.fma(v, s.sub(one, gate), one));
-            s.store_partial(s.mul(s.load_partial(g), slope), g);
-        }
-        let (dtaps, dbias) = dweight.split_at_mut(taps * width);
-        for t in 0..len {
-            let g = &g[t * width..][..width];
-            add(dbias, g);
-            for k in (taps - 1).saturating_sub(t)..taps {
-                let input = &x[(t + k + 1 - taps) * width..][..width];
-                let to = &mut dtaps[k * width..][..width];
-                to.iter_mut().zip(g.iter().zip(input)).for_each(|(to, (g, x))| *to += g * x);
-            }
-        }
-        for t in 0..len {
-            let dx = &mut x[t * width..][..width];
-            dx.fill(0.0);
-            for k in 0..taps {
-                let later = t + taps - 1 - k;
-                if later < len {
-                    let (g, tap) = (&g[later * width..][..width], &w.weight[k * width..][..width]);
-                    dx.iter_mut().zip(g.iter().zip(tap)).for_each(|(dx, (g, w))| *dx += g * w);
-                }
-            }
-        }
+        let [_, dx, db, dc, _] = &mut self.gradients;
+        dispatch(isa, ConvBackward { sizes, x, runs, w, dx: [dx, db, dc], dweight: conv });
+        let bias = &p.ssd.dt_bias[first..first + sizes.heads];
+        let (limit, ddt) = (p.ssd.dt_limit, self.gradients[4].reborrow());
+        dispatch(isa, StepsBackward { limit, dt, bias, dbias: dt_bias, delta: &w.delta, ddt });
     }
 }
 
@@ -403,6 +280,12 @@ impl WithSimd for Norm<'_> {
     fn run<S: Simd>(mut self, s: S) {
         for t in 0..self.y.rows() {
             let (y, z, dout) = (self.y.row(t), self.z.row(t), self.dout.row(t));
+            let next = t + ROWS_AHEAD;
+            if next < self.y.rows() {
+                fetch(s, self.z.row(next));
+                fetch(s, self.dout.row(next));
+                fetch(s, self.dz.row(next));
+            }
             let row = Gated { y, z, weight: self.weight, eps: self.eps, dout };
             gated_group_backward(s, row, self.dy.row_mut(t), self.dz.row_mut(t), self.dweight);
         }

@@ -113,9 +113,13 @@ pub(crate) fn gated_group_backward<S: Simd>(
     let inputs = [y, z, dout, weight];
     let (one, mut squares, mut dots) = (s.splat(1.0), s.zero(), s.zero());
     let starts = || (0..y.len()).step_by(S::LANES);
+    // σ(z) and x wait where their gradients go.
     for i in starts() {
         let [y, z, g, w] = array!(4, j => s.load_partial(&inputs[j][i..]));
-        let x = s.mul(y, s.silu(z));
+        let gate = s.div(one, s.add(one, s.exp(s.sub(s.zero(), z))));
+        let x = s.mul(y, s.mul(z, gate));
+        s.store_partial(gate, &mut dz[i..]);
+        s.store_partial(x, &mut dy[i..]);
         squares = s.fma(x, x, squares);
         dots = s.fma(s.mul(g, w), x, dots);
     }
@@ -124,13 +128,11 @@ pub(crate) fn gated_group_backward<S: Simd>(
     let scale = s.splat(scale);
     for i in starts() {
         let [y, z, g, w] = array!(4, j => s.load_partial(&inputs[j][i..]));
-        let gate = s.div(one, s.add(one, s.exp(s.sub(s.zero(), z))));
-        let silu = s.mul(z, gate);
-        let x = s.mul(y, silu);
+        let (gate, x) = (s.load_partial(&dz[i..]), s.load_partial(&dy[i..]));
         let dx = s.fma(x, pull, s.mul(s.mul(g, w), scale));
         // silu'(z) = σ(z)·(1 + z·(1 − σ(z)))
         let slope = s.mul(gate, s.fma(z, s.sub(one, gate), one));
-        s.store_partial(s.mul(dx, silu), &mut dy[i..]);
+        s.store_partial(s.mul(dx, s.mul(z, gate)), &mut dy[i..]);
         s.store_partial(s.mul(s.mul(dx, y), slope), &mut dz[i..]);
         let dw = &mut dweight[i..];
         s.store_partial(s.fma(g, s.mul(x, scale), s.load_partial(dw)), dw);
