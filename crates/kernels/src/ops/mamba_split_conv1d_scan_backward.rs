@@ -19,7 +19,7 @@ use crate::ops::ssd_backward::{
     GroupGradients, GroupInputs, GroupParams, SsdScratch, ssd_group_backward, ssd_group_forward,
 };
 use crate::simd::{Simd, WithSimd, dispatch};
-use conv::{ConvBackward, ConvForward, ROWS_AHEAD, Run, fetch, gather_taps};
+use conv::{ConvBackward, ConvForward, ROWS_AHEAD, Run, gather_taps};
 use std::cell::RefCell;
 use std::cmp::Reverse;
 use steps::{Steps, StepsBackward};
@@ -259,6 +259,12 @@ impl Task<'_> {
         let (limit, ddt) = (p.ssd.dt_limit, self.gradients[4].reborrow());
         dispatch(isa, StepsBackward { limit, dt, bias, dbias: dt_bias, delta: &w.delta, ddt });
     }
+}
+
+/// Asks for the lines of a row's columns.
+#[inline(always)]
+fn fetch<S: Simd>(s: S, columns: &[f32]) {
+    columns.chunks(16).for_each(|line| s.prefetch(line));
 }
 
 /// The gated norm of a group.

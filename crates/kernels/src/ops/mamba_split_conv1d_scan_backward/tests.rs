@@ -8,11 +8,11 @@ use crate::ops::testing::{
 };
 
 const EPS: f32 = 1e-5;
-const TAPS: usize = 4;
 
-/// Sizes H, P, G, N; documents; the constants and inputs in the order of `flat`.
+/// Sizes H, P, G, N; taps; documents; the constants and inputs in the order of `flat`.
 struct Case {
     sizes: [usize; 4],
+    taps: usize,
     documents: Vec<usize>,
     /// zxbcdt, conv weight, conv bias, A_log, D, dt_bias, norm weight.
     inputs: [Vec<f32>; 7],
@@ -20,20 +20,20 @@ struct Case {
 }
 
 impl Case {
-    fn new(sizes @ [h, p, g, n]: [usize; 4], documents: &[usize]) -> Self {
+    fn new(sizes @ [h, p, g, n]: [usize; 4], taps: usize, documents: &[usize]) -> Self {
         let (inner, conv) = (h * p, h * p + 2 * g * n);
         let rows: usize = documents.iter().sum();
         let a_log = values(h, 4).iter().map(|v| v + 0.5).collect();
         let inputs = [
             values(rows * (inner + conv + h), 1).iter().map(|v| 2.0 * v).collect(),
-            values(TAPS * conv, 2),
+            values(taps * conv, 2),
             values(conv, 3),
             a_log,
             values(h, 5),
             values(h, 6),
             values(inner, 7),
         ];
-        Self { sizes, documents: documents.to_vec(), inputs, dout: values(rows * inner, 8) }
+        Self { sizes, taps, documents: documents.to_vec(), inputs, dout: values(rows * inner, 8) }
     }
 
     fn gradients(&self, cpu: &Cpu, documents: &[&[usize]]) -> Vec<f32> {
@@ -70,7 +70,7 @@ impl Case {
 
     /// `Σ dout · out`, by the recurrence.
     fn loss(&self, flat: &[f64]) -> f64 {
-        let [h, p, g, n] = self.sizes;
+        let ([h, p, g, n], taps) = (self.sizes, self.taps);
         let (inner, conv) = (h * p, h * p + 2 * g * n);
         let mut rest = flat;
         let inputs = self.inputs.each_ref().map(|v| {
@@ -87,10 +87,10 @@ impl Case {
             for t in 0..len {
                 let convolved = |c: usize| {
                     let tap = |k: usize| {
-                        let at = (t + k + 1).checked_sub(TAPS);
+                        let at = (t + k + 1).checked_sub(taps);
                         at.map_or(0.0, |at| conv_weight[k * conv + c] * row(at)[inner + c])
                     };
-                    silu(conv_bias[c] + (0..TAPS).map(tap).sum::<f64>())
+                    silu(conv_bias[c] + (0..taps).map(tap).sum::<f64>())
                 };
                 let mut y = vec![0.0; inner];
                 for head in 0..h {
@@ -141,17 +141,23 @@ impl Case {
 
 #[test]
 fn gradients_are_the_slopes_of_the_recurrence() {
-    Case::new([2, 3, 1, 4], &[7]).check();
-    Case::new([4, 5, 2, 3], &[3, 1, 5]).check();
+    Case::new([2, 3, 1, 4], 4, &[7]).check();
+    Case::new([4, 5, 2, 3], 2, &[3, 1, 5]).check();
+    Case::new([2, 3, 1, 4], 1, &[7]).check();
     // Longer than a chunk of 32.
-    Case::new([2, 2, 2, 2], &[70, 2]).check();
+    Case::new([2, 2, 2, 2], 4, &[70, 2]).check();
     // Chunks of 64.
-    Case::new([1, 1, 1, 33], &[67]).check();
+    Case::new([1, 1, 1, 33], 4, &[67]).check();
+    // Columns in whole vectors, and some behind them, with the usual taps and with more.
+    Case::new([2, 10, 1, 18], 4, &[6, 2]).check();
+    Case::new([2, 10, 1, 18], 5, &[6, 2]).check();
+    // More heads than a block has.
+    Case::new([3, 65, 1, 2], 4, &[3]).check();
 }
 
 #[test]
 fn packed_documents_and_documents_one_by_one_have_the_same_bits() {
-    let case = Case::new([4, 16, 2, 16], &[40, 1, 70, 5]);
+    let case = Case::new([4, 16, 2, 16], 4, &[40, 1, 70, 5]);
     for isa in Isa::available() {
         let cpu = Cpu::new(isa, 2);
         let packed = case.gradients(&cpu, &[&case.documents]);
