@@ -2,7 +2,7 @@
 //!
 //! - [`relu2`], [`relu2_of`]: `max(x, 0)²`, in place or not (So et al. 2021, "Primer"), NaN stays
 //!   NaN.
-//! - [`relu2_backward`]: its gradient, `dx ← 2·max(x, 0)·dx`.
+//! - [`relu2_backward`]: its gradient, `dx ← 2·max(x, 0)·dx`, and its value once more.
 //! - [`add_assign`]: `x ← x + y`, the residual stream.
 //! - `softplus`: `ln(1 + eˣ)`, without overflow and without loss for small arguments.
 
@@ -34,22 +34,26 @@ pub fn relu2_of(cpu: &Cpu, x: MatRef, out: MatMut) {
     });
 }
 
-/// `dx ← 2·max(x, 0)·dx`: from the gradient of `max(x, 0)²` to that of x.
+/// `dx ← 2·max(x, 0)·dx`, from the gradient of `max(x, 0)²` to that of x, and `out ← max(x, 0)²` for
+/// who needs it again.
 ///
 /// # Panics
 /// If the shapes disagree.
-pub fn relu2_backward(cpu: &Cpu, x: MatRef, dx: MatMut) {
-    assert_eq!((x.rows(), x.cols()), (dx.rows(), dx.cols()), "relu²: value and gradient");
-    let (isa, operations) = (cpu.isa(), 2 * x.rows() * x.cols());
+pub fn relu2_backward(cpu: &Cpu, x: MatRef, out: MatMut, dx: MatMut) {
+    let shape = (x.rows(), x.cols());
+    assert_eq!([(out.rows(), out.cols()), (dx.rows(), dx.cols())], [shape; 2], "relu²: gradient");
+    let (isa, operations) = (cpu.isa(), 3 * x.rows() * x.cols());
     let height = (VALUES_PER_PART / x.cols()).max(1);
-    cpu.pool().for_parts_sized(operations, dx.row_panels(height), |i, dx| {
+    let parts = (out.row_panels(height), dx.row_panels(height));
+    cpu.pool().for_parts_sized(operations, parts, |i, (out, dx)| {
         let x = x.rows_at(i * height, dx.rows());
-        dispatch(isa, Relu2Backward { x, dx });
+        dispatch(isa, Relu2Backward { x, out, dx });
     });
 }
 
 struct Relu2Backward<'a> {
     x: MatRef<'a>,
+    out: MatMut<'a>,
     dx: MatMut<'a>,
 }
 
@@ -59,10 +63,12 @@ impl WithSimd for Relu2Backward<'_> {
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
         for r in 0..self.x.rows() {
+            let out = self.out.row_mut(r).chunks_mut(S::LANES);
             let dx = self.dx.row_mut(r).chunks_mut(S::LANES);
-            for (x, dx) in self.x.row(r).chunks(S::LANES).zip(dx) {
-                let slope = s.max(s.zero(), s.load_partial(x));
-                s.store_partial(s.mul(s.add(slope, slope), s.load_partial(dx)), dx);
+            for ((x, out), dx) in self.x.row(r).chunks(S::LANES).zip(out).zip(dx) {
+                let v = s.max(s.zero(), s.load_partial(x));
+                s.store_partial(s.mul(v, v), out);
+                s.store_partial(s.mul(s.add(v, v), s.load_partial(dx)), dx);
             }
         }
     }
@@ -190,8 +196,12 @@ mod tests {
     fn relu2_backward_is_the_slope() {
         let (x, dx) = (values(5 * 37, 1), values(5 * 37, 2));
         for (isa, got) in on_every_cpu(|cpu| {
-            let mut dx = dx.clone();
-            relu2_backward(cpu, MatRef::new(&x, 37), MatMut::new(&mut dx, 37));
+            let (mut dx, [mut out, mut want]) =
+                (dx.clone(), [vec![0.0; 5 * 37], vec![0.0; 5 * 37]]);
+            let x = MatRef::new(&x, 37);
+            relu2_backward(cpu, x, MatMut::new(&mut out, 37), MatMut::new(&mut dx, 37));
+            relu2_of(cpu, x, MatMut::new(&mut want, 37));
+            assert_same_bits(&out, &want, "the value once more");
             dx
         }) {
             for (i, got) in got.iter().enumerate() {

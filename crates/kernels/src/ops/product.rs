@@ -29,6 +29,8 @@ const PANEL: usize = 128;
 /// Most rows of the output that a worker takes together: enough to pay for the copy of b, and a block
 /// of a of so many rows still has room in the second cache.
 const PANEL_ROWS: usize = 1024;
+/// Side of the squares in which a transposed b is copied; a power of 4.
+const SQUARE: usize = 16;
 /// Up to so many rows of the output read b where it lies, if its vectors are whole.
 const IN_PLACE_ROWS: usize = 64;
 
@@ -217,19 +219,49 @@ impl Panel<'_> {
             }
             return;
         }
-        // Blocks of rows of b: what is read and written stays in the first cache.
-        for from in (0..self.len).step_by(16) {
-            let num = 16.min(self.len - from);
-            for c in 0..stride {
-                let to = self.scratch[from * stride + c..].iter_mut().step_by(stride).take(num);
-                if c < width {
-                    let values = &b.row(self.col + c)[self.k + from..self.k + from + num];
-                    to.zip(values).for_each(|(to, v)| *to = *v);
-                } else {
-                    to.for_each(|to| *to = 0.0);
-                }
+        for from in (0..self.len).step_by(SQUARE) {
+            for c in (0..stride).step_by(SQUARE) {
+                self.copy_turned(from, c, stride);
             }
         }
+    }
+
+    /// Up to [`SQUARE`] values along k, from `from` on, of as many rows of b, from `c` on.
+    #[inline(always)]
+    fn copy_turned(&mut self, from: usize, c: usize, stride: usize) {
+        let (width, b) = (self.out.cols(), self.b.matrix);
+        let (num, cols) = (SQUARE.min(self.len - from), SQUARE.min(stride - c));
+        let mut square = [0.0; SQUARE * SQUARE];
+        for (r, to) in square.chunks_exact_mut(SQUARE).take(width.saturating_sub(c)).enumerate() {
+            if r < cols {
+                let values = &b.row(self.col + c + r)[self.k + from..self.k + from + num];
+                to[..num].copy_from_slice(values);
+            }
+        }
+        turn(&mut square);
+        for (k, values) in square.chunks_exact(SQUARE).take(num).enumerate() {
+            self.scratch[(from + k) * stride + c..][..cols].copy_from_slice(&values[..cols]);
+        }
+    }
+}
+
+/// Transposes a square. Laying its halves between each other turns the bits of an index round by one,
+/// and a transpose is half a turn: loops that become shuffles of vectors.
+#[inline(always)]
+fn turn(square: &mut [f32; SQUARE * SQUARE]) {
+    let mut other = [0.0; SQUARE * SQUARE];
+    for _ in 0..SQUARE.ilog2() / 2 {
+        interleave(square, &mut other);
+        interleave(&other, square);
+    }
+}
+
+#[inline(always)]
+fn interleave(from: &[f32; SQUARE * SQUARE], to: &mut [f32; SQUARE * SQUARE]) {
+    const HALF: usize = SQUARE * SQUARE / 2;
+    for i in 0..HALF {
+        to[2 * i] = from[i];
+        to[2 * i + 1] = from[HALF + i];
     }
 }
 
@@ -404,6 +436,16 @@ pub(super) mod tests {
             assert_same_bits(&parts, &whole, "parts");
             whole
         });
+    }
+
+    #[test]
+    fn a_square_is_turned() {
+        let square: Vec<f32> = (0..SQUARE * SQUARE).map(|i| i as f32).collect();
+        let mut turned: [f32; SQUARE * SQUARE] = square.clone().try_into().unwrap();
+        turn(&mut turned);
+        for (i, value) in turned.iter().enumerate() {
+            assert_eq!(*value, square[i % SQUARE * SQUARE + i / SQUARE]);
+        }
     }
 
     #[test]

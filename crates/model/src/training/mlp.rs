@@ -113,11 +113,13 @@ impl Pass<'_> {
             let up = MatRef::new(&saved.wide[wide.clone()], width);
             let normed = sized(&mut scratch.normed, narrow.len());
             rms_norm(self.cpu, x, w.norm, self.eps, MatMut::new(normed, h));
-            let units = sized(&mut scratch.dmix, wide.len());
-            relu2_of(self.cpu, up, MatMut::new(units, width));
             let dup = sized(&mut scratch.dwide, wide.len());
-            pass.linear(d, (w.down_proj, g.down_proj), (units, width), dup, Write::Store);
-            relu2_backward(self.cpu, up, MatMut::new(dup, width));
+            let down_proj = MatRef::new(w.down_proj, width);
+            self.product(MatRef::new(d, h), down_proj, MatMut::new(dup, width), Write::Store);
+            let units = sized(&mut scratch.dmix, wide.len());
+            relu2_backward(self.cpu, up, MatMut::new(units, width), MatMut::new(dup, width));
+            let (units, gdown) = (MatRef::new(units, width), MatMut::new(g.down_proj, width));
+            pass.add_weight_gradient(MatRef::new(d, h), units, gdown);
             let dnormed = sized(&mut scratch.dnormed, narrow.len());
             pass.linear(dup, (w.up_proj, g.up_proj), (normed, h), dnormed, Write::Store);
             let (dout, dx) = (MatRef::new(dnormed, h), MatMut::new(d, h));

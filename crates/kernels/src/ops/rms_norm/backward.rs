@@ -42,13 +42,30 @@ pub fn rms_norm_backward(
     cpu.pool().for_parts_sized(2 * rows * cols, parts, |i, dweight| {
         let from = i * COLUMNS_PER_PART;
         let (x, dout) = (x.columns(from, dweight.len()), dout.columns(from, dweight.len()));
-        for (r, scale) in scales.iter().enumerate() {
-            let values = x.row(r).iter().zip(dout.row(r));
-            for (to, (x, g)) in dweight.iter_mut().zip(values) {
+        dispatch(isa, Weights { x, dout, scales: &scales, dweight });
+    });
+}
+
+struct Weights<'a> {
+    x: MatRef<'a>,
+    dout: MatRef<'a>,
+    /// r of every row.
+    scales: &'a [f32],
+    dweight: &'a mut [f32],
+}
+
+impl WithSimd for Weights<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, _: S) {
+        for (r, scale) in self.scales.iter().enumerate() {
+            let values = self.x.row(r).iter().zip(self.dout.row(r));
+            for (to, (x, g)) in self.dweight.iter_mut().zip(values) {
                 *to += g * (x * scale);
             }
         }
-    });
+    }
 }
 
 struct Inputs<'a> {
