@@ -151,23 +151,25 @@ impl Trainable {
         assert_eq!(batch.documents.iter().sum::<usize>(), tokens, "lengths of the documents");
         tape.hidden.resize(tokens * h, 0.0);
         tape.normed.resize(tokens * h, 0.0);
-        let table = stored(views.embedding, h);
-        embedding(cpu, table, &batch.tokens, MatMut::new(&mut tape.hidden, h));
         tape.blocks.resize_with(self.config.layers.len(), Saved::default);
+        let Tape { blocks, hidden, scratch, .. } = tape;
+        blocks.iter_mut().for_each(|saved| saved.x.resize(tokens * h, 0.0));
+        let first = blocks.first_mut().map_or(&mut *hidden, |saved| &mut saved.x);
+        let table = stored(views.embedding, h);
+        embedding(cpu, table, &batch.tokens, MatMut::new(first, h));
         let pass = self.pass(cpu, batch);
         for (layer, block) in views.blocks.iter().enumerate() {
-            let saved = &mut tape.blocks[layer];
-            saved.x.clear();
-            saved.x.extend_from_slice(&tape.hidden);
-            let hidden = &mut tape.hidden;
+            let (done, rest) = blocks.split_at_mut(layer + 1);
+            let saved = &mut done[layer];
+            let next = rest.first_mut().map_or(&mut *hidden, |saved| &mut saved.x);
             match self.keep {
-                Keep::Projections => pass.forward(layer, block, saved, hidden, &mut tape.scratch),
+                Keep::Projections => pass.forward(layer, block, saved, next, scratch),
                 Keep::Inputs => {
-                    let mut again = std::mem::take(&mut tape.scratch.again);
+                    let mut again = std::mem::take(&mut scratch.again);
                     std::mem::swap(&mut again.x, &mut saved.x);
-                    pass.forward(layer, block, &mut again, hidden, &mut tape.scratch);
+                    pass.forward(layer, block, &mut again, next, scratch);
                     std::mem::swap(&mut again.x, &mut saved.x);
-                    tape.scratch.again = again;
+                    scratch.again = again;
                 }
             }
         }

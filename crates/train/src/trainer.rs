@@ -352,7 +352,7 @@ impl<'a> Trainer<'a> {
         let (objective, cpu) = (&mut *self.objective, self.cpu);
         let State { parameters, adapted, gradient, .. } = state;
         let scale = (1.0 / weight) as f32;
-        let sums = gradient.compute(own, &mut |index, gradient| {
+        let sums = gradient.compute(cpu, own, &mut |index, gradient| {
             let batch = &batches[index];
             let expected = objective.weight(batch);
             let sums = match adapted {

@@ -3,11 +3,12 @@
 //! - [`relu2`], [`relu2_of`]: `max(x, 0)²`, in place or not (So et al. 2021, "Primer"), NaN stays
 //!   NaN.
 //! - [`relu2_backward`]: its gradient, `dx ← 2·max(x, 0)·dx`, and its value once more.
-//! - [`add_assign`]: `x ← x + y`, the residual stream.
+//! - [`add_assign`], [`add_of`]: `x + y`, the residual stream, in place or not; [`add_values`] and
+//!   [`zero_values`] for vectors.
 //! - `softplus`: `ln(1 + eˣ)`, without overflow and without loss for small arguments.
 
 use crate::Cpu;
-use crate::buffer::{MatMut, MatRef};
+use crate::buffer::{Chunks, MatMut, MatRef};
 use crate::simd::{Simd, WithSimd, dispatch};
 
 /// Values that a worker takes at a time, rounded to rows.
@@ -144,6 +145,59 @@ impl WithSimd for AddAssign<'_> {
     }
 }
 
+/// `out ← x + y`.
+///
+/// # Panics
+/// If the shapes disagree.
+pub fn add_of(cpu: &Cpu, x: MatRef, y: MatRef, out: MatMut) {
+    let shape = (out.rows(), out.cols());
+    assert_eq!([(x.rows(), x.cols()), (y.rows(), y.cols())], [shape; 2], "sum of two matrices");
+    let (isa, operations) = (cpu.isa(), x.rows() * x.cols());
+    let height = (VALUES_PER_PART / x.cols()).max(1);
+    cpu.pool().for_parts_sized(operations, out.row_panels(height), |i, out| {
+        let [x, y] = [x, y].map(|m| m.rows_at(i * height, out.rows()));
+        dispatch(isa, AddOf { x, y, out });
+    });
+}
+
+struct AddOf<'a> {
+    x: MatRef<'a>,
+    y: MatRef<'a>,
+    out: MatMut<'a>,
+}
+
+impl WithSimd for AddOf<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        for r in 0..self.x.rows() {
+            let out = self.out.row_mut(r).chunks_mut(S::LANES);
+            let values = self.x.row(r).chunks(S::LANES).zip(self.y.row(r).chunks(S::LANES));
+            for ((x, y), out) in values.zip(out) {
+                s.store_partial(s.add(s.load_partial(x), s.load_partial(y)), out);
+            }
+        }
+    }
+}
+
+/// `x ← x + y` of vectors.
+///
+/// # Panics
+/// If the lengths disagree.
+pub fn add_values(cpu: &Cpu, x: &mut [f32], y: &[f32]) {
+    assert_eq!(x.len(), y.len(), "sum of two vectors");
+    cpu.pool().for_parts_sized(x.len(), Chunks::new(x, VALUES_PER_PART), |i, x| {
+        let y = &y[i * VALUES_PER_PART..][..x.len()];
+        x.iter_mut().zip(y).for_each(|(x, y)| *x += y);
+    });
+}
+
+/// `x ← 0` of a vector.
+pub fn zero_values(cpu: &Cpu, x: &mut [f32]) {
+    cpu.pool().for_parts_sized(x.len(), Chunks::new(x, VALUES_PER_PART), |_, x| x.fill(0.0));
+}
+
 /// `ln(1 + e^x)` = max(x, 0) + ln(1 + e^−|x|), NaN for NaN, within 3e-7 of its value.
 ///
 /// The logarithm is the series of 2·artanh(z), z = e/(2 + e) ≤ 1/3: eight terms leave 2e-9.
@@ -221,13 +275,28 @@ mod tests {
             let want: Vec<f32> =
                 (0..rows * cols).map(|i| x[i] + y.row(i / cols)[i % cols]).collect();
             for (isa, got) in on_every_cpu(|cpu| {
-                let mut x = x.clone();
-                add_assign(cpu, MatMut::new(&mut x, cols), y);
-                x
+                let (mut sum, mut out) = (x.clone(), vec![0.0; x.len()]);
+                add_assign(cpu, MatMut::new(&mut sum, cols), y);
+                add_of(cpu, MatRef::new(&x, cols), y, MatMut::new(&mut out, cols));
+                assert_same_bits(&out, &sum, "not in place");
+                sum
             }) {
                 assert_same_bits(&got, &want, &format!("{isa} {rows}×{cols}"));
             }
         }
+    }
+
+    #[test]
+    fn vectors_are_added_and_emptied() {
+        let (x, y) = (values(40_001, 1), values(40_001, 2));
+        on_every_cpu(|cpu| {
+            let (mut sum, mut none) = (x.clone(), x.clone());
+            add_values(cpu, &mut sum, &y);
+            zero_values(cpu, &mut none);
+            assert!(sum.iter().zip(x.iter().zip(&y)).all(|(sum, (x, y))| *sum == x + y));
+            assert!(none.iter().all(|v| *v == 0.0));
+            sum
+        });
     }
 
     struct Softplus<'a>(&'a mut [f32]);

@@ -1,4 +1,4 @@
-//! One block, forward: `hidden += mixer(rms_norm(hidden))`, keeping what the way back needs.
+//! One block, forward: `next = x + mixer(rms_norm(x))`, keeping what the way back needs.
 
 use super::mlp::Mlp;
 use super::views::{Block, Mamba2, Mixer};
@@ -6,7 +6,7 @@ use super::{Precision, stored};
 use crate::config::Config;
 use crate::layer::{AttentionConfig, LayerConfig, Mamba2Config};
 use crate::nemotron_h::SCAN_CHUNK;
-use hybra_kernels::ops::activation::add_assign;
+use hybra_kernels::ops::activation::add_of;
 use hybra_kernels::ops::attention::{KvCache, KvDtype, Segment, attention};
 use hybra_kernels::ops::gemm::gemm;
 use hybra_kernels::ops::mamba_split_conv1d_scan::{
@@ -123,13 +123,13 @@ impl MixerConstants {
 }
 
 impl Pass<'_> {
-    /// Adds the block of `saved.x` to `hidden` and keeps what the way back needs.
+    /// Writes the next block's input, as long as `saved.x`, and keeps what the way back needs.
     pub(super) fn forward(
         &self,
         layer: usize,
         block: &Block<&[f32]>,
         saved: &mut Saved,
-        hidden: &mut [f32],
+        next: &mut [f32],
         scratch: &mut Scratch,
     ) {
         let h = self.config.hidden_size;
@@ -137,9 +137,9 @@ impl Pass<'_> {
             (&self.config.layers[layer], &block.mixer)
         {
             let w = Mlp { norm: block.norm, up_proj: *up_proj, down_proj: *down_proj };
-            return self.mlp(m, &w, saved, hidden, scratch);
+            return self.mlp(m, &w, saved, next, scratch);
         }
-        scratch.normed.resize(hidden.len(), 0.0);
+        scratch.normed.resize(next.len(), 0.0);
         let normed = MatMut::new(&mut scratch.normed, h);
         rms_norm(self.cpu, MatRef::new(&saved.x, h), block.norm, self.eps, normed);
         match (&self.config.layers[layer], &block.mixer) {
@@ -149,8 +149,8 @@ impl Pass<'_> {
             }
             _ => unreachable!("the views are made from this configuration"),
         }
-        let hidden = MatMut::new(hidden, h);
-        add_assign(self.cpu, hidden, MatRef::new(&scratch.out, h));
+        let [x, out] = [&saved.x, &scratch.out].map(|v| MatRef::new(v, h));
+        add_of(self.cpu, x, out, MatMut::new(next, h));
     }
 
     /// `out (+)= a · b` with the reduction along features.

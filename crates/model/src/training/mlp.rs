@@ -8,7 +8,7 @@
 use super::block::{Pass, Saved, Scratch};
 use crate::activations::sized;
 use crate::layer::MlpConfig;
-use hybra_kernels::ops::activation::{add_assign, relu2_backward, relu2_of};
+use hybra_kernels::ops::activation::{add_of, relu2_backward, relu2_of};
 use hybra_kernels::ops::product::Write;
 use hybra_kernels::ops::rms_norm::{rms_norm, rms_norm_backward};
 use hybra_kernels::{MatMut, MatRef};
@@ -75,11 +75,11 @@ impl Pass<'_> {
         m: &MlpConfig,
         w: &Mlp<&[f32]>,
         saved: &mut Saved,
-        hidden: &mut [f32],
+        next: &mut [f32],
         scratch: &mut Scratch,
     ) {
         let (h, width) = (self.config.hidden_size, m.intermediate_size);
-        saved.wide.resize(hidden.len() / h * width, 0.0);
+        saved.wide.resize(next.len() / h * width, 0.0);
         for TokenTile { rows, .. } in self.tiles(m) {
             let (narrow, wide) = (of(&rows, h), of(&rows, width));
             let normed = sized(&mut scratch.normed, narrow.len());
@@ -91,7 +91,7 @@ impl Pass<'_> {
             relu2_of(self.cpu, MatRef::new(up, width), MatMut::new(units, width));
             let out = sized(&mut scratch.out, narrow.len());
             self.project_to(MatRef::new(units, width), w.down_proj, MatMut::new(out, h));
-            add_assign(self.cpu, MatMut::new(&mut hidden[narrow], h), MatRef::new(out, h));
+            add_of(self.cpu, x, MatRef::new(out, h), MatMut::new(&mut next[narrow], h));
         }
     }
 

@@ -5,6 +5,8 @@
 
 use crate::comm::{Comm, CommError, halfway};
 use crate::objective::LossSums;
+use hybra_kernels::Cpu;
+use hybra_kernels::ops::activation::{add_values, zero_values};
 use hybra_model::parameters::Layout;
 use std::ops::Range;
 
@@ -29,13 +31,14 @@ impl Gradient {
     }
 
     /// Sums the micro-batches of `range`, which is not empty.
-    pub(super) fn compute(&mut self, range: Range<usize>, leaf: &mut Leaf) -> LossSums {
+    pub(super) fn compute(&mut self, cpu: &Cpu, range: Range<usize>, leaf: &mut Leaf) -> LossSums {
         let Self { sum, spare } = self;
-        branch(range, leaf, sum, spare)
+        branch(cpu, range, leaf, sum, spare)
     }
 }
 
 fn branch(
+    cpu: &Cpu,
     range: Range<usize>,
     leaf: &mut Leaf,
     sum: &mut [f32],
@@ -43,14 +46,14 @@ fn branch(
 ) -> LossSums {
     assert!(!range.is_empty(), "a rank has a micro-batch");
     if range.len() == 1 {
-        sum.fill(0.0);
+        zero_values(cpu, sum);
         return leaf(range.start, sum);
     }
     let middle = halfway(&range);
-    let left = branch(range.start..middle, leaf, sum, spare);
+    let left = branch(cpu, range.start..middle, leaf, sum, spare);
     let mut other = spare.pop().unwrap_or_else(|| vec![0.0; sum.len()]);
-    let right = branch(middle..range.end, leaf, &mut other, spare);
-    sum.iter_mut().zip(&other).for_each(|(sum, value)| *sum += value);
+    let right = branch(cpu, middle..range.end, leaf, &mut other, spare);
+    add_values(cpu, sum, &other);
     spare.push(other);
     let numbers: Vec<f64> =
         left.numbers().iter().zip(right.numbers()).map(|(a, b)| a + b).collect();
