@@ -25,7 +25,7 @@ use std::ops::{Range, RangeInclusive};
 /// Blocks after which the next panels are fetched further.
 const FETCH_BLOCKS: usize = 4;
 /// Numbers of passes at which panels are fetched ahead.
-const FETCHING_PASSES: RangeInclusive<usize> = 2..=16;
+const FETCHING_PASSES: RangeInclusive<usize> = 1..=16;
 /// Bytes that a fetch brings.
 const CACHE_LINE: usize = 64;
 
