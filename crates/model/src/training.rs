@@ -206,7 +206,7 @@ impl Trainable {
             if self.keep == Keep::Inputs {
                 let mut again = std::mem::take(&mut tape.scratch.again);
                 std::mem::swap(&mut again.x, &mut saved.x);
-                // The sum is not needed: the hidden rows of the next block are overwritten.
+                // Its output is not needed: it goes over the last block's, which has been read.
                 pass.forward(layer, block, &mut again, &mut tape.hidden, &mut tape.scratch);
                 pass.backward(
                     layer,

@@ -87,7 +87,7 @@ pub fn mamba_split_conv1d_scan_backward(
             tasks.push(Task { group, rows, gradients, partial });
         }
     }
-    // Long ones first, or the last one keeps a worker when the others have none.
+    // Long ones first, or the last one keeps a worker when the others have nothing left.
     tasks.sort_by_key(|task| Reverse(task.rows.0.rows()));
     let operations = zxbcdt.rows() * (40 * ssd.state_len() + 100 * ssd.conv_dim());
     cpu.pool().for_parts_sized(operations, Chunks::new(&mut tasks, 1), |_, task| {

@@ -232,11 +232,10 @@ impl Panel<'_> {
         let (width, b) = (self.out.cols(), self.b.matrix);
         let (num, cols) = (SQUARE.min(self.len - from), SQUARE.min(stride - c));
         let mut square = [0.0; SQUARE * SQUARE];
-        for (r, to) in square.chunks_exact_mut(SQUARE).take(width.saturating_sub(c)).enumerate() {
-            if r < cols {
-                let values = &b.row(self.col + c + r)[self.k + from..self.k + from + num];
-                to[..num].copy_from_slice(values);
-            }
+        let rows = square.chunks_exact_mut(SQUARE).take(cols.min(width - c));
+        for (r, to) in rows.enumerate() {
+            let values = &b.row(self.col + c + r)[self.k + from..self.k + from + num];
+            to[..num].copy_from_slice(values);
         }
         turn(&mut square);
         for (k, values) in square.chunks_exact(SQUARE).take(num).enumerate() {
@@ -357,8 +356,15 @@ pub(super) mod tests {
     use super::*;
     use crate::ops::testing::{assert_near, assert_same_bits, on_every_cpu, values};
 
-    pub(in crate::ops::product) const SHAPES: [(usize, usize, usize); 6] =
-        [(1, 1, 1), (3, 0, 5), (7, 33, 19), (65, 300, 70), (400, 128, 130), (13, 700, 64)];
+    pub(in crate::ops::product) const SHAPES: [(usize, usize, usize); 7] = [
+        (1, 1, 1),
+        (3, 0, 5),
+        (7, 33, 19),
+        (65, 300, 70),
+        (400, 128, 130),
+        (13, 700, 64),
+        (1030, 9, 5),
+    ];
 
     /// `Σ_k a[m, k] b[k, n]` in f64 of values after `prepare`, and before it either operand as it
     /// is or transposed.

@@ -142,7 +142,7 @@ pub(crate) struct SsdScratch {
 struct HeadScratch {
     /// Γᵀ, dΓᵀ, Lᵀ, Mᵀ, dMᵀ: \[Q, Q\] each.
     triangles: [Vec<f32>; 5],
-    /// U, W∘U, F, then on the way back dU and V, both without what the other gives, and E∘dY:
+    /// U, W∘U, F, then on the way back dU without V, V without W, and E∘dY:
     /// \[Q, columns of the block\] each.
     u: Vec<f32>,
     wu: Vec<f32>,

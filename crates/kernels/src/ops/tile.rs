@@ -1,4 +1,4 @@
-//! The register tile of the ops that multiply small matrices (SSD chunks, attention blocks).
+//! The register tile of the ops that multiply small matrices (attention blocks, products of training).
 //!
 //! A tile is R rows by V vectors of an output that is contiguous along its columns:
 //! `acc[r, c] += Σ_k a[r, k] · b[k, c]`, one fused multiply-add per product, k ascending. The

@@ -1,9 +1,9 @@
 //! An MLP block, forward and backward, some hundred tokens at a time.
 //!
 //! Tokens do not meet in it, so a tile of them goes through the whole block while its rows of
-//! `intermediate_size` values are in the second cache. **Invariant:** every sum over tokens is a fold in their
-//! order that goes on from tile to tile, and a tile ends at the end of a document or a multiple of
-//! [`WHOLE`] tokens behind its start, so the height of tiles changes no bit.
+//! `intermediate_size` values are in the second cache. **Invariant:** every sum over tokens is a
+//! fold in their order that goes on from tile to tile, and a tile ends with a document or a multiple
+//! of [`WHOLE`] tokens behind the document's start, so the height of tiles changes no bit.
 
 use super::block::{Pass, Saved, Scratch};
 use crate::activations::sized;
@@ -14,7 +14,7 @@ use hybra_kernels::ops::rms_norm::{rms_norm, rms_norm_backward};
 use hybra_kernels::{MatMut, MatRef};
 use std::ops::Range;
 
-/// Tokens that products of bf16 may add up together.
+/// Tokens that products of bf16 may add up together; on a matrix unit as many as its tiles hold.
 const WHOLE: usize = 32;
 /// Values of the wide rows of a tile, 1 MiB: the second caches of two cores hold several of such.
 const WIDE_VALUES: usize = 1 << 18;
@@ -107,7 +107,7 @@ impl Pass<'_> {
     ) {
         let (h, width) = (self.config.hidden_size, m.intermediate_size);
         for TokenTile { rows, pieces } in self.tiles(m) {
-            let pass = Pass { documents: &pieces, ..*self };
+            let pass = Pass { documents: &pieces, prompts: None, ..*self };
             let (narrow, wide) = (of(&rows, h), of(&rows, width));
             let (x, d) = (MatRef::new(&saved.x[narrow.clone()], h), &mut d[narrow.clone()]);
             let up = MatRef::new(&saved.wide[wide.clone()], width);

@@ -20,12 +20,12 @@ use crate::ops::q8_rows::{Q8Row, Q8Rows, WORDS};
 use crate::ops::tile::even_share;
 use crate::simd::{Simd, WithSimd, array};
 use std::marker::PhantomData;
-use std::ops::{Range, RangeInclusive};
+use std::ops::Range;
 
 /// Blocks after which the next panels are fetched further.
 const FETCH_BLOCKS: usize = 4;
-/// Numbers of passes at which panels are fetched ahead.
-const FETCHING_PASSES: RangeInclusive<usize> = 1..=16;
+/// Most passes at which panels are fetched ahead.
+const MOST_FETCHING_PASSES: usize = 16;
 /// Bytes that a fetch brings.
 const CACHE_LINE: usize = 64;
 
@@ -143,10 +143,10 @@ fn rows<S: Simd, F: Format>(
 }
 
 /// Each pass over the panels fetches its share of the next ones, so that memory works while the
-/// later passes compute; for many passes the first is too small a part to matter.
+/// passes compute; for many passes the first is too small a part to matter.
 #[inline(always)]
 fn shares(next: &[u8], passes: usize) -> std::slice::Chunks<'_, u8> {
-    let next = if FETCHING_PASSES.contains(&passes) { next } else { &[] };
+    let next = if passes <= MOST_FETCHING_PASSES { next } else { &[] };
     next.chunks(next.len().div_ceil(passes.max(1)).max(1))
 }
 

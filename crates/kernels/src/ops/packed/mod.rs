@@ -96,9 +96,9 @@ thread_local! {
 /// more, so that most panels are fetched while those before them are multiplied.
 fn part_bytes(isa: Isa, x: Rows) -> usize {
     match x {
-        Rows::Q8(x) if x.rows() > 6 => 384 * 1024,
+        Rows::Q8(_) => 384 * 1024,
         Rows::Bf16(x) if Tiles::of(isa).is_some() && x.rows() > tiles::FEW_ROWS => 4 << 20,
-        Rows::Q8(_) | Rows::Bf16(_) => 96 * 1024,
+        Rows::Bf16(_) => 96 * 1024,
     }
 }
 
