@@ -446,8 +446,8 @@ pub(super) mod tests {
 
     #[test]
     fn a_square_is_turned() {
-        let square: Vec<f32> = (0..SQUARE * SQUARE).map(|i| i as f32).collect();
-        let mut turned: [f32; SQUARE * SQUARE] = square.clone().try_into().unwrap();
+        let square: [f32; SQUARE * SQUARE] = std::array::from_fn(|i| i as f32);
+        let mut turned = square;
         turn(&mut turned);
         for (i, value) in turned.iter().enumerate() {
             assert_eq!(*value, square[i % SQUARE * SQUARE + i / SQUARE]);

@@ -1,7 +1,6 @@
 //! One block, backward: `d` is the gradient of the block's output before and of its input after.
 
 use super::block::{MixerConstants, Pass, Saved, Scratch, split_qkv};
-use super::mlp::Mlp;
 use super::views::{Block, Mamba2, Mixer};
 use crate::activations::sized;
 use crate::layer::{AttentionConfig, LayerConfig, Mamba2Config};
@@ -31,9 +30,8 @@ impl Pass<'_> {
             Mixer::Mlp { up_proj: gup, down_proj: gdown },
         ) = (&self.config.layers[layer], &block.mixer, &mut g.mixer)
         {
-            let w = Mlp { norm: block.norm, up_proj: *up_proj, down_proj: *down_proj };
-            let mut g = Mlp { norm: &mut *g.norm, up_proj: &mut **gup, down_proj: &mut **gdown };
-            return self.mlp_backward(m, &w, saved, &mut g, d, scratch);
+            let (w, g) = ([block.norm, up_proj, down_proj], [&mut *g.norm, gup, gdown]);
+            return self.mlp_backward(m, w, saved, g, d, scratch);
         }
         let x = MatRef::new(&saved.x, h);
         scratch.normed.resize(d.len(), 0.0);

@@ -1,6 +1,5 @@
 //! One block, forward: `next = x + mixer(rms_norm(x))`, keeping what the way back needs.
 
-use super::mlp::Mlp;
 use super::views::{Block, Mamba2, Mixer};
 use super::{Precision, stored};
 use crate::config::Config;
@@ -136,8 +135,7 @@ impl Pass<'_> {
         if let (LayerConfig::Mlp(m), Mixer::Mlp { up_proj, down_proj }) =
             (&self.config.layers[layer], &block.mixer)
         {
-            let w = Mlp { norm: block.norm, up_proj: *up_proj, down_proj: *down_proj };
-            return self.mlp(m, &w, saved, next, scratch);
+            return self.mlp(m, [block.norm, up_proj, down_proj], saved, next, scratch);
         }
         scratch.normed.resize(next.len(), 0.0);
         let normed = MatMut::new(&mut scratch.normed, h);

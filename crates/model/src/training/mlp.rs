@@ -55,75 +55,68 @@ fn tiles(documents: &[usize], most: usize) -> Vec<TokenTile> {
     tiles
 }
 
-/// Tensors of an MLP, or their gradients.
-pub(super) struct Mlp<P> {
-    pub(super) norm: P,
-    pub(super) up_proj: P,
-    pub(super) down_proj: P,
-}
-
 impl Pass<'_> {
-    fn tiles(&self, m: &MlpConfig) -> Vec<TokenTile> {
+    fn token_tiles(&self, m: &MlpConfig) -> Vec<TokenTile> {
         let fewest = ROWS_PER_THREAD * self.cpu.pool().threads();
         let rows = (WIDE_VALUES / m.intermediate_size).max(fewest);
         tiles(self.documents, rows.next_multiple_of(WHOLE))
     }
 
-    /// See [`Pass::forward`].
+    /// See [`Pass::forward`]; of the norm, up_proj and down_proj.
     pub(super) fn mlp(
         &self,
         m: &MlpConfig,
-        w: &Mlp<&[f32]>,
+        [norm, up_proj, down_proj]: [&[f32]; 3],
         saved: &mut Saved,
         next: &mut [f32],
         scratch: &mut Scratch,
     ) {
         let (h, width) = (self.config.hidden_size, m.intermediate_size);
         saved.wide.resize(next.len() / h * width, 0.0);
-        for TokenTile { rows, .. } in self.tiles(m) {
+        for TokenTile { rows, .. } in self.token_tiles(m) {
             let (narrow, wide) = (of(&rows, h), of(&rows, width));
             let normed = sized(&mut scratch.normed, narrow.len());
             let x = MatRef::new(&saved.x[narrow.clone()], h);
-            rms_norm(self.cpu, x, w.norm, self.eps, MatMut::new(normed, h));
+            rms_norm(self.cpu, x, norm, self.eps, MatMut::new(normed, h));
             let up = &mut saved.wide[wide.clone()];
-            self.project_to(MatRef::new(normed, h), w.up_proj, MatMut::new(up, width));
+            self.project_to(MatRef::new(normed, h), up_proj, MatMut::new(up, width));
             let units = sized(&mut scratch.dwide, wide.len());
             relu2_of(self.cpu, MatRef::new(up, width), MatMut::new(units, width));
             let out = sized(&mut scratch.out, narrow.len());
-            self.project_to(MatRef::new(units, width), w.down_proj, MatMut::new(out, h));
+            self.project_to(MatRef::new(units, width), down_proj, MatMut::new(out, h));
             add_of(self.cpu, x, MatRef::new(out, h), MatMut::new(&mut next[narrow], h));
         }
     }
 
-    /// See [`Pass::backward`].
+    /// See [`Pass::backward`]; of the norm, up_proj and down_proj.
     pub(super) fn mlp_backward(
         &self,
         m: &MlpConfig,
-        w: &Mlp<&[f32]>,
+        [norm, up_proj, down_proj]: [&[f32]; 3],
         saved: &Saved,
-        g: &mut Mlp<&mut [f32]>,
+        [gnorm, gup, gdown]: [&mut [f32]; 3],
         d: &mut [f32],
         scratch: &mut Scratch,
     ) {
         let (h, width) = (self.config.hidden_size, m.intermediate_size);
-        for TokenTile { rows, pieces } in self.tiles(m) {
+        for TokenTile { rows, pieces } in self.token_tiles(m) {
             let pass = Pass { documents: &pieces, prompts: None, ..*self };
             let (narrow, wide) = (of(&rows, h), of(&rows, width));
             let (x, d) = (MatRef::new(&saved.x[narrow.clone()], h), &mut d[narrow.clone()]);
             let up = MatRef::new(&saved.wide[wide.clone()], width);
             let normed = sized(&mut scratch.normed, narrow.len());
-            rms_norm(self.cpu, x, w.norm, self.eps, MatMut::new(normed, h));
+            rms_norm(self.cpu, x, norm, self.eps, MatMut::new(normed, h));
             let dup = sized(&mut scratch.dwide, wide.len());
-            let down_proj = MatRef::new(w.down_proj, width);
-            self.product(MatRef::new(d, h), down_proj, MatMut::new(dup, width), Write::Store);
+            let down = MatRef::new(down_proj, width);
+            pass.product(MatRef::new(d, h), down, MatMut::new(dup, width), Write::Store);
             let units = sized(&mut scratch.dmix, wide.len());
             relu2_backward(self.cpu, up, MatMut::new(units, width), MatMut::new(dup, width));
-            let (units, gdown) = (MatRef::new(units, width), MatMut::new(g.down_proj, width));
-            pass.add_weight_gradient(MatRef::new(d, h), units, gdown);
+            let (units, to) = (MatRef::new(units, width), MatMut::new(gdown, width));
+            pass.add_weight_gradient(MatRef::new(d, h), units, to);
             let dnormed = sized(&mut scratch.dnormed, narrow.len());
-            pass.linear(dup, (w.up_proj, g.up_proj), (normed, h), dnormed, Write::Store);
+            pass.linear(dup, (up_proj, &mut *gup), (normed, h), dnormed, Write::Store);
             let (dout, dx) = (MatRef::new(dnormed, h), MatMut::new(d, h));
-            rms_norm_backward(self.cpu, x, w.norm, self.eps, dout, dx, g.norm);
+            rms_norm_backward(self.cpu, x, norm, self.eps, dout, dx, gnorm);
         }
     }
 }

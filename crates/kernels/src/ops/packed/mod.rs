@@ -92,8 +92,8 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// Packed bytes that a worker takes at a time, rounded to pairs of panels. Several rows take
-/// more, so that most panels are fetched while those before them are multiplied.
+/// Packed bytes that a worker takes at a time, rounded to pairs of panels. In int8 they hold several
+/// pairs, so that most panels are fetched while those before them are multiplied.
 fn part_bytes(isa: Isa, x: Rows) -> usize {
     match x {
         Rows::Q8(_) => 384 * 1024,
