@@ -1,12 +1,14 @@
 #!/usr/bin/env bash
 # Installs what the tests use beyond the toolchain, where this script may:
-#   bash tests/install.sh [clients] [chromium] [mpi]
+#   bash tests/install.sh [clients] [chromium] [mpi] [cuda]
 # (all of them without arguments). Public clients go into $HYBRA_CLIENT_VENV [target/clients-venv] in
-# the versions of clients/requirements.txt; Chromium, OpenMPI and libclang come from the distribution.
+# the versions of clients/requirements.txt, NVIDIA's run-time compiler into $HYBRA_CUDA_VENV
+# [target/cuda-venv]; Chromium, OpenMPI and libclang come from the distribution.
 # What cannot be installed is left to the test that needs it, which says that it was not run.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 venv=${HYBRA_CLIENT_VENV:-$here/../target/clients-venv}
+cuda_venv=${HYBRA_CUDA_VENV:-${CARGO_TARGET_DIR:-$here/../target}/cuda-venv}
 wanted=$here/clients/requirements.txt
 
 clients() {
@@ -15,6 +17,13 @@ clients() {
     [ -x "$venv/bin/python" ] || python3 -m venv "$venv" || return 1
     "$venv/bin/pip" install --quiet --disable-pip-version-check -r "$wanted" || return 1
     cp "$wanted" "$venv/installed.txt"
+}
+
+cuda() {
+    [ -z "${HYBRA_NVRTC:-}" ] || return 0
+    type -P python3 >/dev/null || { echo 'there is no python3' >&2; return 1; }
+    [ -x "$cuda_venv/bin/python" ] || python3 -m venv "$cuda_venv" || return 1
+    "$cuda_venv/bin/pip" install --quiet --disable-pip-version-check nvidia-cuda-nvrtc-cu12==12.8.93
 }
 
 # Of the distribution.
@@ -35,11 +44,11 @@ mpi() {
 }
 
 status=0
-[ $# -gt 0 ] || set -- clients chromium mpi
+[ $# -gt 0 ] || set -- clients chromium mpi cuda
 for part in "$@"; do
     case $part in
-        clients | chromium | mpi) "$part" || status=1 ;;
-        *) echo "tests/install.sh: expected clients, chromium or mpi, found $part" >&2; exit 2 ;;
+        clients | chromium | mpi | cuda) "$part" || status=1 ;;
+        *) echo "tests/install.sh: expected clients, chromium, mpi or cuda, found $part" >&2; exit 2 ;;
     esac
 done
 exit "$status"

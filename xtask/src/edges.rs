@@ -10,11 +10,12 @@ use std::path::Path;
 use crate::rules::Finding;
 
 /// Folder of a crate and the folders of the crates that it may depend on.
-const ALLOWED: [(&str, &[&str]); 12] = [
+const ALLOWED: [(&str, &[&str]); 13] = [
     ("kernels", &[]),
+    ("cuda", &["kernels"]),
     ("checkpoint", &[]),
     ("tokenizer", &[]),
-    ("model", &["kernels", "checkpoint"]),
+    ("model", &["kernels", "cuda", "checkpoint"]),
     ("engine", &["model", "kernels"]),
     ("compress", &["model", "kernels", "checkpoint"]),
     ("chat", &["engine", "tokenizer"]),
@@ -32,6 +33,7 @@ const ALLOWED: [(&str, &[&str]); 12] = [
             "engine",
             "model",
             "kernels",
+            "cuda",
             "checkpoint",
             "tokenizer",
         ],

@@ -135,7 +135,7 @@ impl Args {
     }
 
     fn kv_name(&self) -> String {
-        name(self.state.kv_dtype)
+        name(self.state.kv_dtype())
     }
 
     fn load_options(&self) -> LoadOptions {
@@ -159,6 +159,7 @@ fn unix_time() -> u64 {
 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
+    args.load_options().device.must_be_cpu("hybra bench")?;
     if args.comparison.asked() {
         return compare::run(&args);
     }

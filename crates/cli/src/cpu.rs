@@ -1,5 +1,6 @@
 //! Options about the machine: threads, instruction set; and about the arithmetic of a model.
 
+use crate::device::{self, Device};
 use crate::source::sized;
 use anyhow::Result;
 use clap::ValueEnum;
@@ -50,6 +51,9 @@ impl CpuArgs {
 pub(crate) struct ModelArgs {
     #[command(flatten)]
     cpu: CpuArgs,
+    /// What runs the model: cpu, cuda or cuda:N (a GPU), auto (a GPU where there is one)
+    #[arg(long, value_name = "DEVICE", default_value = "cpu", value_parser = device::parse)]
+    device: Device,
     /// Arithmetic of matrix products [default: fast; of verify: exact]
     #[arg(long, value_enum)]
     arithmetic: Option<Arithmetic>,
@@ -66,6 +70,14 @@ pub(crate) struct ModelArgs {
 pub(crate) struct LoadOptions {
     pub(crate) arithmetic: Arithmetic,
     pub(crate) weight_cache: bool,
+    pub(crate) device: Device,
+}
+
+impl LoadOptions {
+    /// For this arithmetic on the CPU, without a cache.
+    pub(crate) fn on_cpu(arithmetic: Arithmetic) -> Self {
+        Self { arithmetic, ..Self::default() }
+    }
 }
 
 impl ModelArgs {
@@ -87,6 +99,6 @@ impl ModelArgs {
     /// What was asked for, with `default` arithmetic.
     pub(crate) fn load_options(&self, default: Arithmetic) -> LoadOptions {
         let arithmetic = self.arithmetic.unwrap_or(default);
-        LoadOptions { arithmetic, weight_cache: self.weight_cache }
+        LoadOptions { arithmetic, weight_cache: self.weight_cache, device: self.device }
     }
 }

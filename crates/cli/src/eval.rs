@@ -2,7 +2,7 @@
 
 use crate::cpu::{Arithmetic, ModelArgs};
 use crate::data::{ExampleArgs, write_atomically};
-use crate::options::{KvDtypeArg, StateArgs, StateDtypeArg};
+use crate::options::{StateArgs, StateDtypeArg};
 use crate::progress::Progress;
 use crate::session::{Limits, Session};
 use anyhow::{Context, Result};
@@ -116,7 +116,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
 }
 
 fn open(args: &Args) -> Result<Session> {
-    let state = StateArgs { kv_dtype: KvDtypeArg::Bf16, state_dtype: StateDtypeArg::F32 };
+    let state = StateArgs { kv_dtype: None, state_dtype: StateDtypeArg::F32 };
     let limits = Limits { state, context: None, num_speculative_tokens: 0 };
     let config = EngineConfig { max_num_seqs: BATCH, ..EngineConfig::default() };
     let load = args.cpu.load_options(Arithmetic::Fast);

@@ -86,7 +86,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     }
     let source = source::resolve(args.model.as_deref())?;
     let cpu = args.cpu.cpu()?;
-    let load = LoadOptions { arithmetic: Arithmetic::Exact, weight_cache: false };
+    let load = LoadOptions::on_cpu(Arithmetic::Exact);
     let model = source::load_model(&source, &cpu, load)?;
     let calibration = args.calibration.calibration()?;
     let documents = calibration.tokens(&source, model.config())?;

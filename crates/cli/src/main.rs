@@ -14,6 +14,7 @@ mod chat;
 mod convert;
 mod cpu;
 mod data;
+mod device;
 mod divergence;
 mod eval;
 mod generate;

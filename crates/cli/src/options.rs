@@ -59,17 +59,25 @@ impl From<StateDtypeArg> for SsmDtype {
 /// How the state of a sequence is stored.
 #[derive(clap::Args, Clone, Copy)]
 pub(crate) struct StateArgs {
-    /// Number type of the key/value cache
-    #[arg(long, value_enum, default_value = "bf16")]
-    pub(crate) kv_dtype: KvDtypeArg,
+    /// Number type of the key/value cache [default: bf16; on a GPU the type it computes in]
+    #[arg(long, value_enum)]
+    pub(crate) kv_dtype: Option<KvDtypeArg>,
     /// Number type of the recurrent state
     #[arg(long, value_enum, default_value = "f32")]
     pub(crate) state_dtype: StateDtypeArg,
 }
 
+impl StateArgs {
+    /// The number type of keys and values on the CPU.
+    pub(crate) fn kv_dtype(self) -> KvDtypeArg {
+        self.kv_dtype.unwrap_or(KvDtypeArg::Bf16)
+    }
+}
+
 impl From<StateArgs> for StateDtypes {
+    /// As on the CPU.
     fn from(args: StateArgs) -> Self {
-        Self { kv: args.kv_dtype.into(), ssm: args.state_dtype.into() }
+        Self { kv: args.kv_dtype().into(), ssm: args.state_dtype.into() }
     }
 }
 

@@ -211,7 +211,7 @@ fn importance(
             calibration::of_table(&study::data(config)?, options.samples, config.seed)?;
         let documents = calibration.tokens(source, &shape)?;
         let cpu = args.cpu.cpu()?;
-        let load = LoadOptions { arithmetic: Arithmetic::Exact, weight_cache: false };
+        let load = LoadOptions::on_cpu(Arithmetic::Exact);
         let model = source::load_model(source, &cpu, load)?;
         eprintln!("importance: {} documents", documents.len());
         let gram = config.select.ridge > 0.0;

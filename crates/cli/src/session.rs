@@ -3,12 +3,14 @@
 //! Here the crates meet: weights, tokenizer and limits of the command line become an engine.
 
 use crate::cpu::LoadOptions;
+use crate::device;
 use crate::options::StateArgs;
 use crate::source::{self, Source};
 use anyhow::Result;
 use hybra_chat::ChatModel;
 use hybra_engine::{Engine, EngineConfig, TokenTable};
 use hybra_kernels::Cpu;
+use hybra_model::NemotronH;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 
@@ -43,14 +45,16 @@ impl Session {
         let source = source::resolve(name)?;
         let weights = source::load_model(&source, &cpu, load)?;
         let loaded = source::load_tokenizer(&source, weights.config())?;
+        let dtypes = device::state_dtypes(&weights, load.arithmetic, limits.state)?;
         let config = EngineConfig {
-            model_id: model_id(&source, load, &cpu),
+            model_id: model_id(&source, &weights, load, &cpu),
             max_model_len: limits.context.unwrap_or(weights.config().max_position_embeddings),
-            kv_dtype: limits.state.kv_dtype.into(),
-            state_dtype: limits.state.state_dtype.into(),
+            kv_dtype: dtypes.kv,
+            state_dtype: dtypes.ssm,
             num_speculative_tokens: limits.num_speculative_tokens,
             ..config
         };
+        let config = device::engine_config(&weights, config)?;
         let source::LoadedTokenizer { tokenizer, eos_token_ids, defaults } = loaded;
         let model = ChatModel::new(source.name, tokenizer, eos_token_ids, defaults)?;
         let engine = Engine::new(
@@ -64,10 +68,11 @@ impl Session {
     }
 }
 
-/// A number for the states that this model, arithmetic and instruction set make.
-fn model_id(source: &Source, load: LoadOptions, cpu: &Cpu) -> u64 {
+/// A number for the states that this model, arithmetic and processor make.
+fn model_id(source: &Source, model: &NemotronH, load: LoadOptions, cpu: &Cpu) -> u64 {
     let mut hasher = DefaultHasher::new();
-    (env!("CARGO_PKG_VERSION"), load.arithmetic.name(), cpu.isa().name()).hash(&mut hasher);
+    let processor = device::processor(model, cpu);
+    (env!("CARGO_PKG_VERSION"), load.arithmetic.name(), processor).hash(&mut hasher);
     for info in source.checkpoint.tensors() {
         (&info.name, format!("{:?}", info.dtype), &info.shape).hash(&mut hasher);
         if let Some(view) = source.checkpoint.get(&info.name) {

@@ -16,6 +16,7 @@ pub(crate) use tokenizer::{
 };
 
 use crate::cpu::{Arithmetic, LoadOptions};
+use crate::device::Placed;
 use crate::hub::{self, Want};
 use crate::progress::Progress;
 use crate::weight_cache::WeightCache;
@@ -185,7 +186,18 @@ pub(crate) fn load_model(source: &Source, cpu: &Cpu, options: LoadOptions) -> Re
     for note in notes(source)? {
         eprintln!("note: {note}");
     }
-    let mut weights = Weights::load(&source.checkpoint, &config, |_, _| {})?;
+    let weights = Weights::load(&source.checkpoint, &config, |_, _| {})?;
+    let model = NemotronH::new(config, weights);
+    let model = match options.device.place(model, options.arithmetic)? {
+        Placed::Gpu(model) => {
+            if options.weight_cache {
+                eprintln!("note: --weight-cache has no effect: weights on a GPU are not packed");
+            }
+            return Ok(model);
+        }
+        Placed::Cpu(model) => model,
+    };
+    let (config, mut weights) = model.into_parts();
     if options.arithmetic == Arithmetic::Fast {
         pack(source, cpu, options.weight_cache, &mut weights)?;
     }
@@ -244,7 +256,7 @@ mod tests {
     fn the_embedded_model_has_weights_and_a_tokenizer() {
         let source = resolve(None).unwrap();
         let cpu = Cpu::new(Isa::best(), 1);
-        let options = LoadOptions { arithmetic: Arithmetic::Fast, weight_cache: false };
+        let options = LoadOptions::on_cpu(Arithmetic::Fast);
         let model = load_model(&source, &cpu, options).unwrap();
         let loaded = load_tokenizer(&source, model.config()).unwrap();
         assert!(loaded.tokenizer.vocab_size() <= model.config().vocab_size);

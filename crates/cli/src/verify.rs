@@ -12,6 +12,7 @@ mod report;
 mod weights;
 
 use crate::cpu::{Arithmetic, ModelArgs};
+use crate::device;
 use crate::options::KvDtypeArg;
 use crate::source::{self, Source};
 use anyhow::{Context, Result};
@@ -71,9 +72,9 @@ pub(crate) struct Args {
     /// Feed prompts in pieces of N tokens, to compare that with one pass
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     chunk: Option<u32>,
-    /// Number type of the key/value cache
-    #[arg(long, value_enum, default_value = "f32")]
-    kv_dtype: KvDtypeArg,
+    /// Number type of the key/value cache [default: f32; on a GPU the type it computes in]
+    #[arg(long, value_enum)]
+    kv_dtype: Option<KvDtypeArg>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -93,7 +94,11 @@ fn tolerance(text: &str) -> Result<f64, String> {
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let cpu = args.cpu.cpu()?;
     let source = source::resolve(args.cpu.sized(args.model.as_deref())?.as_deref())?;
-    let model = source::load_model(&source, &cpu, args.cpu.load_options(Arithmetic::Exact))?;
+    let load = args.cpu.load_options(Arithmetic::Exact);
+    if args.gradients {
+        load.device.must_be_cpu("--gradients")?;
+    }
+    let model = source::load_model(&source, &cpu, load)?;
     let file = Checkpoint::open(&args.reference).context("--reference")?;
     let reference = Reference::read(&file, model.config(), args.gradients)?;
     let report = compare(&args, &cpu, &source, &model, reference)?;
@@ -114,8 +119,12 @@ fn compare(
 ) -> Result<Report> {
     let started = Instant::now();
     let chunk = args.chunk.map(|n| n as usize);
-    let runner = Runner { cpu, model, kv_dtype: args.kv_dtype.into(), chunk };
     let arithmetic = args.cpu.load_options(Arithmetic::Exact).arithmetic;
+    let kv_dtype = match model.device() {
+        Some(_) => device::kv_dtype(arithmetic, args.kv_dtype)?,
+        None => args.kv_dtype.unwrap_or(KvDtypeArg::F32),
+    };
+    let runner = Runner { cpu, model, kv_dtype: kv_dtype.into(), chunk };
     let exact = arithmetic == Arithmetic::Exact;
     let tolerance = args.tolerance.unwrap_or(if exact { TOLERANCE } else { f64::INFINITY });
     let (mut tensors, mut greedy) = (Vec::new(), Vec::new());
@@ -144,11 +153,11 @@ fn compare(
     };
     let not_compared = reference.not_compared.into_iter();
     let layers = &model.config().layers;
-    let kv_dtype = args.kv_dtype.to_possible_value();
+    let kv_dtype = kv_dtype.to_possible_value();
     let report = Report {
         model: source.name.clone(),
         reference: args.reference.display().to_string(),
-        isa: cpu.isa().name(),
+        isa: device::processor(model, cpu).to_owned(),
         threads: cpu.pool().threads(),
         kv_dtype: kv_dtype.map_or_else(String::new, |name| name.get_name().to_owned()),
         chunk,

@@ -187,11 +187,10 @@ impl Engine {
 
     /// Gives a sequence the state it goes on from.
     fn start(&mut self, sequence: &mut Sequence) -> Result<(), String> {
-        let config = self.model.config();
         match std::mem::replace(&mut sequence.held, Held::Nothing) {
             Held::Memory(state) => sequence.held = Held::Memory(state),
             Held::Disk(swapped) => {
-                let state = swapped.read(config, self.config.dtypes());
+                let state = swapped.read(self.model.states(), self.config.dtypes());
                 sequence.held = Held::Memory(state.map_err(|error| error.to_string())?);
             }
             Held::Nothing if sequence.output_len() > 0 => {
@@ -215,8 +214,8 @@ impl Engine {
         let room = self.cache_room().saturating_sub(self.reserved_bytes(sequence));
         sequence.stops.clear();
         if self.snapshots.is_on() && sequence.prompt_logprobs.is_none() {
-            let config = self.model.config();
-            found = self.snapshots.find(sequence.prefixes().up_to(last), config, room);
+            let states = self.model.states();
+            found = self.snapshots.find(sequence.prefixes().up_to(last), states, room);
             let (keys, points) = (&sequence.keys, &sequence.cache_points);
             sequence.stops = self.snapshots.stops(keys, sequence.prompt_len, points);
         } else if sequence.group.is_some() {

@@ -9,7 +9,7 @@
 
 use crate::prefix::{Prefixes, prefix_keys};
 use crate::snapshot_file::{Form, Header, SnapshotError};
-use hybra_model::{Config, SequenceState};
+use hybra_model::{SequenceState, States};
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io;
@@ -135,18 +135,24 @@ impl DiskCache {
         &self,
         prefixes: Prefixes,
         have: usize,
-        config: &Config,
+        states: States<'_>,
     ) -> Option<SequenceState> {
         let mut longer = prefixes.longest_first().take_while(|(_, tokens)| tokens.len() > have);
         longer.find_map(|(key, tokens)| {
             let known = lock(&self.index).files.contains_key(&key);
-            known.then(|| self.read(key, prefixes.salt, tokens, config)).flatten()
+            known.then(|| self.read(key, prefixes.salt, tokens, states)).flatten()
         })
     }
 
-    fn read(&self, key: u64, salt: u64, tokens: &[u32], config: &Config) -> Option<SequenceState> {
+    fn read(
+        &self,
+        key: u64,
+        salt: u64,
+        tokens: &[u32],
+        states: States<'_>,
+    ) -> Option<SequenceState> {
         let path = lock(&self.index).path(key);
-        match self.form.read(&path, config) {
+        match self.form.read(&path, states) {
             Ok((header, state)) if header.salt == salt && header.tokens == tokens => {
                 let now = SystemTime::now();
                 if let Some(entry) = lock(&self.index).files.get_mut(&key) {

@@ -94,7 +94,7 @@ impl Engine {
         };
         config.max_num_seqs = config.max_num_seqs.max(1);
         config.num_speculative_tokens = config.num_speculative_tokens.min(MAX_SPECULATIVE_TOKENS);
-        let costs = StateBytes::of(model.config(), config.dtypes());
+        let costs = model.states().costs(config.dtypes());
         let mut engine = Self {
             snapshots: Snapshots::new(&config),
             model,

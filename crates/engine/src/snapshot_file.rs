@@ -11,7 +11,7 @@
 
 use hybra_kernels::ops::attention::KvDtype;
 use hybra_kernels::ops::ssm_state::SsmDtype;
-use hybra_model::{Config, SequenceState, StateDtypes};
+use hybra_model::{SequenceState, StateDtypes, States};
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hasher};
 use std::io::{self, BufReader, BufWriter, Read, Write};
@@ -158,7 +158,7 @@ impl Form {
     pub(crate) fn read(
         &self,
         path: &Path,
-        config: &Config,
+        states: States<'_>,
     ) -> Result<(Header, SequenceState), SnapshotError> {
         let file = File::open(path)?;
         let len = file.metadata()?.len();
@@ -166,7 +166,7 @@ impl Form {
         let mut from = Hashed { inner: file, hasher: blake3::Hasher::new() };
         let header = self.header(&mut from, len)?;
         let (tokens, bytes) = (header.tokens.len(), header.state_bytes);
-        let state = SequenceState::read_from(config, self.dtypes, tokens, bytes, &mut from);
+        let state = states.read(self.dtypes, tokens, bytes, &mut from);
         let state = state.map_err(|_| SnapshotError::Torn)?;
         let Hashed { inner: mut file, hasher } = from;
         let mut checksum = [0; CHECKSUM_BYTES as usize];
@@ -238,7 +238,7 @@ mod tests {
         let whole = fs::read(&path).unwrap();
         assert_eq!(whole.len() as u64, FORM.file_bytes(&tokens, &state));
         assert_eq!(fs::read_dir(&dir).unwrap().count(), 1);
-        let (header, again) = FORM.read(&path, &config).unwrap();
+        let (header, again) = FORM.read(&path, States::of(&config)).unwrap();
         assert_eq!((header.salt, &header.tokens), (5, &tokens));
         assert_eq!(FORM.read_header(&path).unwrap(), header);
         assert!(image(&again) == image(&state));
@@ -248,14 +248,20 @@ mod tests {
         for cut in (0..whole.len()).step_by(997).chain(ends) {
             fs::write(&path, &whole[..cut]).unwrap();
             assert!(matches!(FORM.read_header(&path), Err(SnapshotError::Torn)), "{cut} bytes");
-            assert!(matches!(FORM.read(&path, &config), Err(SnapshotError::Torn)), "{cut} bytes");
+            assert!(
+                matches!(FORM.read(&path, States::of(&config)), Err(SnapshotError::Torn)),
+                "{cut} bytes"
+            );
         }
         // Every bit that flips behind the form is seen.
         for at in (24..whole.len()).step_by(1009).chain([24, 40, 48, whole.len() - 1]) {
             let mut changed = whole.clone();
             changed[at] ^= 1;
             fs::write(&path, &changed).unwrap();
-            assert!(matches!(FORM.read(&path, &config), Err(SnapshotError::Torn)), "byte {at}");
+            assert!(
+                matches!(FORM.read(&path, States::of(&config)), Err(SnapshotError::Torn)),
+                "byte {at}"
+            );
         }
         fs::write(&path, [&whole[..], &[0]].concat()).unwrap();
         assert!(matches!(FORM.read_header(&path), Err(SnapshotError::Torn)));

@@ -13,7 +13,7 @@ use crate::prefix::{Prefixes, SeenPrefixes, last_split};
 use crate::prefix_cache::PrefixCache;
 use crate::snapshot_file::Form;
 use hybra_kernels::ops::ssm_state::SsmDtype;
-use hybra_model::{Config, SCAN_CHUNK, SequenceState};
+use hybra_model::{SCAN_CHUNK, SequenceState, States};
 use std::io;
 use std::sync::Arc;
 
@@ -77,12 +77,12 @@ impl Snapshots {
     pub(crate) fn find(
         &mut self,
         prefixes: Prefixes,
-        config: &Config,
+        states: States<'_>,
         room: usize,
     ) -> Option<SequenceState> {
         let mut found = self.memory.find(prefixes);
         let have = found.as_ref().map_or(0, |state| state.len());
-        let from_file = self.disk.as_ref().and_then(|d| d.find(prefixes, have, config));
+        let from_file = self.disk.as_ref().and_then(|d| d.find(prefixes, have, states));
         if let Some(state) = from_file {
             let state = Arc::new(state);
             let prefix = prefixes.up_to(state.len());

@@ -3,7 +3,7 @@
 //! Invariant: what comes back has the bits of what went. The file has no name: it goes with its
 //! owner, whatever becomes of the process. It lies in the system's folder for temporary files.
 
-use hybra_model::{Config, SequenceState, StateDtypes, StateImageError};
+use hybra_model::{SequenceState, StateDtypes, StateImageError, States};
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Seek, Write};
 
@@ -27,11 +27,11 @@ impl Swapped {
     /// Reads it back.
     pub(crate) fn read(
         mut self,
-        config: &Config,
+        states: States<'_>,
         dtypes: StateDtypes,
     ) -> Result<SequenceState, StateImageError> {
         self.file.rewind()?;
         let mut from = BufReader::new(self.file);
-        SequenceState::read_from(config, dtypes, self.len, self.bytes, &mut from)
+        states.read(dtypes, self.len, self.bytes, &mut from)
     }
 }

@@ -80,7 +80,7 @@ impl Engine {
         };
         self.snapshots.shrink_to(room);
         let mut state = job.state.take().unwrap_or_else(|| {
-            let found = self.snapshots.find(job.prefixes(), self.model.config(), room);
+            let found = self.snapshots.find(job.prefixes(), self.model.states(), room);
             found.unwrap_or_else(|| self.new_state())
         });
         if state.len() < job.tokens.len() && self.read_chunk(&job, &mut state).is_err() {

@@ -5,6 +5,7 @@
 //! `[T, widest first projection]`, `mix` `[T, widest input of an output projection]`, `out`
 //! `[T, h]`, `logits` `[R, V]`; `rounded` holds the input of the projections that run next.
 
+use crate::device::DeviceActivations;
 use crate::matrix::Rounded;
 
 /// The buffers; see the file header for the shapes.
@@ -17,6 +18,7 @@ pub struct Activations {
     pub(crate) out: Vec<f32>,
     pub(crate) logits: Vec<f32>,
     pub(crate) rounded: Rounded,
+    pub(crate) device: DeviceActivations,
 }
 
 impl Activations {

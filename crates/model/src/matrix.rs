@@ -96,6 +96,13 @@ impl Matrix {
         }
     }
 
+    /// Lets the file's pages leave memory; they come back when they are read.
+    pub(crate) fn release(&self) {
+        if let Data::Stored(stored) = &self.data {
+            stored.release();
+        }
+    }
+
     /// Whether there is a compute layout for the format.
     pub(crate) fn is_packable(&self) -> bool {
         packed_bytes(self.dtype, self.rows, self.cols).is_some()

@@ -15,6 +15,7 @@
 use crate::activations::{Activations, sized};
 use crate::batch::Batch;
 use crate::config::Config;
+use crate::device::DeviceModel;
 use crate::error::ConfigError;
 use crate::layer::LayerConfig;
 use crate::load::LoadError;
@@ -43,6 +44,9 @@ pub enum ForwardError {
         /// V.
         vocab_size: usize,
     },
+    /// The device that the model is on.
+    #[error("{0}")]
+    Device(String),
 }
 
 /// Why a model cannot be opened.
@@ -60,13 +64,14 @@ pub enum OpenError {
 pub struct NemotronH {
     config: Config,
     weights: Weights,
+    device: Option<DeviceModel>,
 }
 
 impl NemotronH {
     /// Joins a configuration with the weights that were loaded for it.
     #[must_use]
     pub fn new(config: Config, weights: Weights) -> Self {
-        Self { config, weights }
+        Self { config, weights, device: None }
     }
 
     /// The model of a checkpoint, its weights as stored.
@@ -86,6 +91,14 @@ impl NemotronH {
         (self.config, self.weights)
     }
 
+    pub(crate) fn device_model(&self) -> Option<&DeviceModel> {
+        self.device.as_ref()
+    }
+
+    pub(crate) fn set_device(&mut self, device: DeviceModel) {
+        self.device = Some(device);
+    }
+
     /// The configuration.
     #[must_use]
     pub fn config(&self) -> &Config {
@@ -101,14 +114,15 @@ impl NemotronH {
     /// The state of a sequence before its first token.
     #[must_use]
     pub fn new_state(&self, dtypes: impl Into<StateDtypes>) -> SequenceState {
-        SequenceState::new(&self.config, dtypes)
+        self.states().fresh(dtypes)
     }
 
     /// Reads the batch's tokens into the states and returns logits, `[R, V]`, one row for each of
     /// [`Batch::logit_rows`]. Segment i belongs to `states[i]`.
     ///
     /// # Errors
-    /// A token outside the vocabulary; then no state has changed.
+    /// A token outside the vocabulary; then no state has changed. A device that fails; then the
+    /// states are of no use.
     ///
     /// # Panics
     /// If there are not as many states as segments, or a state waits for [`NemotronH::accept`].
@@ -126,8 +140,15 @@ impl NemotronH {
         if let Some(index) = batch.tokens().iter().position(|&id| id as usize >= vocab_size) {
             return Err(ForwardError::Token { index, id: batch.tokens()[index], vocab_size });
         }
+        let layers = 0..self.config.layers.len();
+        if let Some(device) = &self.device {
+            let mut piece = self.piece(batch, act);
+            device.embed(&mut piece)?;
+            device.run_layers(&mut piece, states, layers, observer)?;
+            return Ok(self.finish_on(device, batch, states, act)?);
+        }
         self.embed(cpu, batch, act);
-        self.run_layers(cpu, batch, states, act, 0..self.config.layers.len(), observer);
+        self.run_layers(cpu, batch, states, act, layers, observer);
         Ok(self.finish(cpu, batch, states, act))
     }
 

@@ -1,6 +1,7 @@
 //! A view into a running forward pass: comparison with a reference, importance scores.
 
-/// What a block computed; matrices have a row for each of the batch's tokens, T in all.
+/// What a block computed; matrices have a row for each of the batch's tokens, T in all. Of a model
+/// on a device `output` alone is seen, the others are empty.
 pub struct BlockActivations<'a> {
     /// The block's input after its norm, `[T, h]`: what its first projections read.
     pub normed: &'a [f32],
@@ -17,6 +18,11 @@ pub struct BlockActivations<'a> {
 pub trait Observer {
     /// Block `layer` is done.
     fn block(&mut self, layer: usize, seen: &BlockActivations);
+
+    /// Whether it looks at what it is shown.
+    fn looks(&self) -> bool {
+        true
+    }
 }
 
 /// Observes nothing.
@@ -24,4 +30,8 @@ pub struct NoObserver;
 
 impl Observer for NoObserver {
     fn block(&mut self, _: usize, _: &BlockActivations) {}
+
+    fn looks(&self) -> bool {
+        false
+    }
 }

@@ -6,20 +6,30 @@
 //! [`NemotronH::forward`], which is made of them.
 
 use crate::activations::{Activations, sized};
-use crate::batch::Batch;
+use crate::batch::{Batch, Segment};
+use crate::device::{DeviceModel, Piece};
 use crate::layer::LayerConfig;
 use crate::nemotron_h::NemotronH;
 use crate::observer::{BlockActivations, Observer};
 use crate::state::SequenceState;
+use hybra_cuda::CudaError;
 use hybra_kernels::ops::embedding::embedding;
 use hybra_kernels::{Cpu, MatMut};
+
+/// A piece of a pass has no error of its own: whoever runs one catches panics.
+fn works<T>(result: Result<T, CudaError>) -> T {
+    result.unwrap_or_else(|error| panic!("{error}"))
+}
 
 impl NemotronH {
     /// Puts the embeddings of the batch's tokens into the residual stream.
     ///
     /// # Panics
-    /// If a token is outside the vocabulary.
+    /// If a token is outside the vocabulary, or the device fails that the model is on.
     pub fn embed(&self, cpu: &Cpu, batch: &Batch, act: &mut Activations) {
+        if let Some(device) = self.device_model() {
+            return works(device.embed(&mut self.piece(batch, act)));
+        }
         let (tokens, h) = (batch.tokens().len(), self.config().hidden_size);
         let out = MatMut::new(sized(&mut act.hidden, tokens * h), h);
         embedding(cpu, self.weights().embedding.view(), batch.tokens(), out);
@@ -29,7 +39,7 @@ impl NemotronH {
     /// states on; the states' lengths stay.
     ///
     /// # Panics
-    /// If a layer does not exist, or there are not as many states as segments.
+    /// If a layer does not exist, there are not as many states as segments, or the device fails.
     pub fn run_layers(
         &self,
         cpu: &Cpu,
@@ -40,6 +50,10 @@ impl NemotronH {
         observer: &mut dyn Observer,
     ) {
         assert_eq!(batch.segments().len(), states.len(), "one state per segment");
+        if let Some(device) = self.device_model() {
+            let piece = &mut self.piece(batch, act);
+            return works(device.run_layers(piece, states, layers, observer));
+        }
         let (pass, tokens) = (self.pass(cpu, batch), batch.tokens().len());
         for layer in layers {
             self.block(&pass, layer, act, states);
@@ -51,7 +65,7 @@ impl NemotronH {
     /// [`NemotronH::forward`].
     ///
     /// # Panics
-    /// If the residual stream is not that of the batch.
+    /// If the residual stream is not that of the batch, or the device fails.
     pub fn finish<'a>(
         &self,
         cpu: &Cpu,
@@ -59,6 +73,9 @@ impl NemotronH {
         states: &mut [&mut SequenceState],
         act: &'a mut Activations,
     ) -> &'a [f32] {
+        if let Some(device) = self.device_model() {
+            return works(self.finish_on(device, batch, states, act));
+        }
         for (segment, state) in batch.segments().iter().zip(states) {
             state.advance(segment.len);
             if segment.draft {
@@ -66,6 +83,30 @@ impl NemotronH {
             }
         }
         self.logits(&self.pass(cpu, batch), act)
+    }
+
+    /// [`Self::finish`] of a model on a device.
+    pub(crate) fn finish_on<'a>(
+        &self,
+        device: &DeviceModel,
+        batch: &Batch,
+        states: &mut [&mut SequenceState],
+        act: &'a mut Activations,
+    ) -> Result<&'a [f32], CudaError> {
+        let mut logits = std::mem::take(&mut act.logits);
+        let copied = device.logits(&mut self.piece(batch, act), &mut logits);
+        act.logits = logits;
+        copied?;
+        for (segment, state) in batch.segments().iter().zip(states) {
+            state.advance(segment.len);
+        }
+        let rows: usize = batch.segments().iter().map(Segment::num_logits).sum();
+        Ok(&act.logits[..rows * self.config().vocab_size])
+    }
+
+    /// A pass as a device takes it.
+    pub(crate) fn piece<'a>(&'a self, batch: &'a Batch, act: &'a mut Activations) -> Piece<'a> {
+        Piece { config: self.config(), batch, act: &mut act.device }
     }
 
     /// What block `layer` left in its buffers.

@@ -2,9 +2,11 @@
 //!
 //! Invariants: a Mamba layer's state has a constant size, whatever the length of the sequence; an
 //! attention layer's cache holds exactly [`SequenceState::len`] positions; convolution windows are
-//! f32. Cloning gives an independent snapshot.
+//! f32. Cloning gives an independent snapshot. The state of a model on a GPU lies there
+//! ([`crate::device`]) and has no layers here.
 
 use crate::config::Config;
+use crate::device::DeviceState;
 use crate::draft::Draft;
 use crate::layer::{LayerConfig, Mamba2Config};
 use hybra_kernels::ops::attention::{KvCache, KvDtype};
@@ -68,11 +70,19 @@ impl Mamba2State {
 }
 
 /// State of one sequence.
-#[derive(Clone)]
 pub struct SequenceState {
+    /// Empty where the state is on a device.
     pub(crate) layers: Vec<LayerState>,
+    pub(crate) device: Option<DeviceState>,
     pub(crate) len: usize,
     pub(crate) draft: Draft,
+}
+
+impl Clone for SequenceState {
+    fn clone(&self) -> Self {
+        let device = self.device.as_ref().map(|state| state.copy(self.len));
+        Self { layers: self.layers.clone(), device, len: self.len, draft: self.draft.clone() }
+    }
 }
 
 impl SequenceState {
@@ -88,7 +98,12 @@ impl SequenceState {
             LayerConfig::Mlp(_) => LayerState::Mlp,
         };
         let layers = config.layers.iter().map(layer).collect();
-        Self { layers, len: 0, draft: Draft::default() }
+        Self { layers, device: None, len: 0, draft: Draft::default() }
+    }
+
+    /// A state of `len` tokens on a device.
+    pub(crate) fn on_device(state: DeviceState, len: usize) -> Self {
+        Self { layers: Vec::new(), device: Some(state), len, draft: Draft::default() }
     }
 
     /// Tokens read so far.
@@ -103,7 +118,7 @@ impl SequenceState {
         self.len == 0
     }
 
-    /// The layers' states, first to last.
+    /// The layers' states, first to last; none where they are on a device.
     #[must_use]
     pub fn layers(&self) -> &[LayerState] {
         &self.layers
@@ -118,7 +133,8 @@ impl SequenceState {
             LayerState::Attention(cache) => cache.bytes(),
             LayerState::Mlp => 0,
         };
-        self.layers.iter().map(layer).sum::<usize>() + self.draft.bytes()
+        let device = self.device.as_ref().map_or(0, |state| state.bytes(self.len));
+        self.layers.iter().map(layer).sum::<usize>() + device + self.draft.bytes()
     }
 
     /// Calls `each` with a number and the bytes of every block of keys and values; states that
@@ -130,9 +146,12 @@ impl SequenceState {
                 cache.for_each_block(|block| each(block, bytes));
             }
         }
+        if let Some(state) = &self.device {
+            state.for_each_page(each);
+        }
     }
 
-    /// A copy with the SSM state in `dtype`; it shares keys and values.
+    /// A copy with the SSM state in `dtype`; it shares keys and values. On a device it stays f32.
     #[must_use]
     pub fn to_ssm_dtype(&self, dtype: SsmDtype) -> Self {
         let layer = |layer: &LayerState| match layer {
@@ -142,12 +161,14 @@ impl SequenceState {
             other => other.clone(),
         };
         let layers = self.layers.iter().map(layer).collect();
-        Self { layers, len: self.len, draft: self.draft.clone() }
+        let device = self.device.as_ref().map(|state| state.copy(self.len));
+        Self { layers, device, len: self.len, draft: self.draft.clone() }
     }
 
     /// For measuring only: makes the state look as if `tokens` more tokens had been read, without
     /// reading them. Caches grow by plausible keys and values, recurrent state becomes nonzero; all
-    /// memory is this sequence's own. What a model generates from such a state means nothing.
+    /// memory is this sequence's own. What a model generates from such a state means nothing. On a
+    /// device keys, values and recurrent state stay what they are, zeros at first.
     pub fn pretend_read(&mut self, cpu: &Cpu, tokens: usize) {
         let mut noise = Noise::default();
         for layer in &mut self.layers {

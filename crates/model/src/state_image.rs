@@ -93,6 +93,9 @@ impl SequenceState {
     /// If a draft waits.
     pub fn write_to(&self, to: &mut dyn Write) -> io::Result<()> {
         assert_eq!(self.drafted(), 0, "a draft is judged before its state is written");
+        if let Some(state) = &self.device {
+            return to.write_all(&state.image(self.len).map_err(io::Error::other)?);
+        }
         for layer in self.layers() {
             match layer {
                 LayerState::Mamba2(state) => {

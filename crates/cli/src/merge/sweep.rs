@@ -75,7 +75,7 @@ struct Tried {
 /// Measures every alpha; gives the best and the record.
 pub(super) fn sweep(job: &Job, alphas: &[f64]) -> Result<(f64, Swept)> {
     let measure = Measure::new(&job.args.sweep.settings()).context("--sweep")?;
-    let exact = LoadOptions { arithmetic: Arithmetic::Exact, weight_cache: false };
+    let exact = LoadOptions::on_cpu(Arithmetic::Exact);
     let mut points = Vec::new();
     for &alpha in alphas {
         let merge = job.merge_of(Some(alpha))?;

@@ -253,7 +253,7 @@ impl<'a> Study<'a> {
         let folder = tempfile::tempdir_in(self.dir)?;
         let served = folder.path().join("model");
         checkpoint_store::write_served(&served, model.layout(), &parameters, &files)?;
-        let load = LoadOptions { arithmetic: Arithmetic::Fast, weight_cache: false };
+        let load = LoadOptions::on_cpu(Arithmetic::Fast);
         let mut settings = self.config.eval.clone();
         if let Some(count) = examples {
             settings.insert("count".to_owned(), Value::Integer(count as i64));

@@ -5,7 +5,7 @@
 //! of that checkpoint.
 
 use crate::cpu::{Arithmetic, CpuArgs, LoadOptions};
-use crate::options::{KvDtypeArg, StateArgs, StateDtypeArg};
+use crate::options::{StateArgs, StateDtypeArg};
 use crate::session::{Limits, Session};
 use anyhow::{Context, Result};
 use hybra_engine::EngineConfig;
@@ -123,7 +123,7 @@ impl<'a> TaskEvaluator<'a> {
         let layout = Layout::new(&self.files.config);
         checkpoint_store::write_model(&model, &layout, parameters, &self.files.files, false)?;
         let mut values = Vec::new();
-        let load = LoadOptions { arithmetic: Arithmetic::Exact, weight_cache: false };
+        let load = LoadOptions::on_cpu(Arithmetic::Exact);
         for row in self.measure.rows(&model, self.cpu, load)? {
             let name = format!("{} {}", row.task, row.budget);
             if row.budget != Budget::Off {
@@ -136,7 +136,7 @@ impl<'a> TaskEvaluator<'a> {
 }
 
 fn open(model: &str, cpu: &CpuArgs, load: LoadOptions) -> Result<Session> {
-    let state = StateArgs { kv_dtype: KvDtypeArg::Bf16, state_dtype: StateDtypeArg::F32 };
+    let state = StateArgs { kv_dtype: None, state_dtype: StateDtypeArg::F32 };
     let limits = Limits { state, context: None, num_speculative_tokens: 0 };
     let config = EngineConfig { max_num_seqs: BATCH, ..EngineConfig::default() };
     Session::open(Some(model), cpu.cpu()?, load, limits, config)

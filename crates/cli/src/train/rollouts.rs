@@ -64,7 +64,7 @@ fn answers_known(prompts: &Prompts, advice: &str) -> Result<()> {
 fn open_judge(config: JudgeConfig, cpu: &CpuArgs) -> Result<Judge> {
     let source = source::resolve(Some(&config.model.to_string_lossy()))?;
     let machine = (Isa::from_env()?, cpu.threads());
-    let options = LoadOptions { arithmetic: Arithmetic::Fast, weight_cache: false };
+    let options = LoadOptions::on_cpu(Arithmetic::Fast);
     let model = load_model(&source, &Cpu::new(machine.0, machine.1), options)?;
     let text = load_tokenizer(&source, model.config())?;
     let chat =

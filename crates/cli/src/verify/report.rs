@@ -14,7 +14,7 @@ use std::fmt;
 pub(crate) struct Report {
     pub(crate) model: String,
     pub(crate) reference: String,
-    pub(crate) isa: &'static str,
+    pub(crate) isa: String,
     pub(crate) threads: usize,
     pub(crate) kv_dtype: String,
     /// Tokens of a prompt in one pass; all where absent.

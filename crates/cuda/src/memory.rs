@@ -1,0 +1,187 @@
+//! Memory of a device as Rust sees it: buffers, and parts of them that ops read and write.
+//!
+//! Invariants: a buffer is freed when it is dropped; a slice lies inside its buffer and does not
+//! outlive it.
+
+use crate::driver::Gpu;
+use std::marker::PhantomData;
+use std::ops::{Bound, Range, RangeBounds};
+
+/// What a device says about itself.
+#[derive(Clone, Debug)]
+pub struct DeviceInfo {
+    /// Its number among the driver's devices.
+    pub ordinal: usize,
+    /// Its name.
+    pub name: String,
+    /// Compute capability, major and minor.
+    pub capability: (u32, u32),
+    /// Streaming multiprocessors.
+    pub multiprocessors: usize,
+    /// Bytes of memory.
+    pub total_bytes: u64,
+}
+
+/// `len` values in device memory.
+pub struct DeviceBuffer<T> {
+    gpu: Gpu,
+    ptr: u64,
+    len: usize,
+    values: PhantomData<T>,
+}
+
+impl<T> Drop for DeviceBuffer<T> {
+    fn drop(&mut self) {
+        self.gpu.free(self.ptr);
+    }
+}
+
+impl<T> DeviceBuffer<T> {
+    /// Takes over memory that the device allocated for `len` values.
+    pub(crate) fn new(gpu: Gpu, ptr: u64, len: usize) -> Self {
+        Self { gpu, ptr, len, values: PhantomData }
+    }
+
+    /// Values.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Bytes of device memory.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.len * size_of::<T>()
+    }
+
+    /// The device it is on.
+    #[must_use]
+    pub fn gpu(&self) -> &Gpu {
+        &self.gpu
+    }
+
+    /// Some of the values.
+    ///
+    /// # Panics
+    /// If the range is not inside.
+    #[must_use]
+    pub fn slice(&self, range: impl RangeBounds<usize>) -> DeviceSlice<'_, T> {
+        let (ptr, len) = self.place(range);
+        DeviceSlice { ptr, len, values: PhantomData }
+    }
+
+    /// Some of the values, to be written.
+    ///
+    /// # Panics
+    /// If the range is not inside.
+    #[must_use]
+    pub fn slice_mut(&mut self, range: impl RangeBounds<usize>) -> DeviceSliceMut<'_, T> {
+        let (ptr, len) = self.place(range);
+        DeviceSliceMut { ptr, len, values: PhantomData }
+    }
+
+    fn place(&self, range: impl RangeBounds<usize>) -> (u64, usize) {
+        let from = match range.start_bound() {
+            Bound::Included(&from) => from,
+            Bound::Excluded(&before) => before + 1,
+            Bound::Unbounded => 0,
+        };
+        let to = match range.end_bound() {
+            Bound::Included(&last) => last + 1,
+            Bound::Excluded(&to) => to,
+            Bound::Unbounded => self.len,
+        };
+        assert!(from <= to && to <= self.len, "{from}..{to} of a buffer of {}", self.len);
+        (self.ptr + (from * size_of::<T>()) as u64, to - from)
+    }
+}
+
+/// Values in device memory, read only.
+#[derive(Clone, Copy)]
+pub struct DeviceSlice<'a, T> {
+    ptr: u64,
+    len: usize,
+    values: PhantomData<&'a T>,
+}
+
+impl<'a, T> DeviceSlice<'a, T> {
+    /// The same values, to be written.
+    pub(crate) fn written(self) -> DeviceSliceMut<'a, T> {
+        DeviceSliceMut { ptr: self.ptr, len: self.len, values: PhantomData }
+    }
+
+    /// Address of the first.
+    #[must_use]
+    pub fn ptr(&self) -> u64 {
+        self.ptr
+    }
+
+    /// Values.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+}
+
+/// Values in device memory that an op writes.
+pub struct DeviceSliceMut<'a, T> {
+    ptr: u64,
+    len: usize,
+    values: PhantomData<&'a mut T>,
+}
+
+impl<T> DeviceSliceMut<'_, T> {
+    /// Address of the first.
+    #[must_use]
+    pub fn ptr(&self) -> u64 {
+        self.ptr
+    }
+
+    /// Values.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Some of them.
+    ///
+    /// # Panics
+    /// If the range is not inside.
+    #[must_use]
+    pub fn part(&mut self, range: Range<usize>) -> DeviceSliceMut<'_, T> {
+        let Range { start, end } = range;
+        assert!(start <= end && end <= self.len, "{start}..{end} of {} values", self.len);
+        let ptr = self.ptr + (start * size_of::<T>()) as u64;
+        DeviceSliceMut { ptr, len: end - start, values: PhantomData }
+    }
+
+    /// The same values for a shorter time.
+    #[must_use]
+    pub fn reborrow(&mut self) -> DeviceSliceMut<'_, T> {
+        DeviceSliceMut { ptr: self.ptr, len: self.len, values: PhantomData }
+    }
+
+    /// Reads them.
+    #[must_use]
+    pub fn as_slice(&self) -> DeviceSlice<'_, T> {
+        DeviceSlice { ptr: self.ptr, len: self.len, values: PhantomData }
+    }
+}

@@ -1,0 +1,142 @@
+//! The model on a GPU: its weights there, and the same forward pass over the ops of `hybra-cuda`.
+//!
+//! Invariants: a model computes in one type, f32 ([`Compute::F32`], every weight expanded: for
+//! comparison) or bf16 with f32 sums ([`Compute::Bf16`]); residual stream, recurrent state and
+//! logits are f32, keys and values of the compute type. States lie in the device's memory
+//! ([`state`]); logits come back to the host. Drafts are not read here.
+
+mod forward;
+mod memory;
+mod scratch;
+mod state;
+mod tables;
+mod weights;
+
+use crate::batch::Batch;
+use crate::config::Config;
+use crate::nemotron_h::{ForwardError, NemotronH};
+use crate::observer::Observer;
+use crate::state::SequenceState;
+use crate::weights::Weights;
+use half::bf16;
+use hybra_cuda::{Compute, CudaError, DeviceInfo, Gpu};
+pub(crate) use scratch::DeviceActivations;
+pub(crate) use state::{DeviceState, Layout};
+use std::sync::Arc;
+use weights::DeviceWeights;
+
+/// A model whose weights are on a device.
+pub(crate) struct DeviceModel {
+    gpu: Gpu,
+    compute: Compute,
+    layout: Arc<Layout>,
+    weights: DeviceWeights,
+}
+
+impl From<CudaError> for ForwardError {
+    fn from(error: CudaError) -> Self {
+        Self::Device(error.to_string())
+    }
+}
+
+/// A pass or a piece of one.
+pub(crate) struct Piece<'a> {
+    pub(crate) config: &'a Config,
+    pub(crate) batch: &'a Batch,
+    pub(crate) act: &'a mut DeviceActivations,
+}
+
+/// `$body` with `$number` as the model's compute type.
+macro_rules! with_number {
+    ($model:expr, $number:ident => $body:expr) => {
+        match $model.compute {
+            Compute::F32 => {
+                type $number = f32;
+                $body
+            }
+            Compute::Bf16 => {
+                type $number = bf16;
+                $body
+            }
+        }
+    };
+}
+
+impl DeviceModel {
+    fn new(
+        gpu: &Gpu,
+        config: &Config,
+        weights: &Weights,
+        compute: Compute,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<Self, CudaError> {
+        let value_bytes = match compute {
+            Compute::F32 => size_of::<f32>(),
+            Compute::Bf16 => size_of::<bf16>(),
+        };
+        let weights = DeviceWeights::upload(gpu, weights, compute, progress)?;
+        let layout = Layout::new(gpu, config, value_bytes);
+        Ok(Self { gpu: gpu.clone(), compute, layout, weights })
+    }
+
+    pub(crate) fn layout(&self) -> &Arc<Layout> {
+        &self.layout
+    }
+
+    /// Embeds the batch's tokens.
+    pub(crate) fn embed(&self, piece: &mut Piece) -> Result<(), CudaError> {
+        with_number!(self, T => self.embed_in::<T>(piece))
+    }
+
+    /// Adds some of the layers to the residual stream.
+    pub(crate) fn run_layers(
+        &self,
+        piece: &mut Piece,
+        states: &mut [&mut SequenceState],
+        layers: impl IntoIterator<Item = usize>,
+        observer: &mut dyn Observer,
+    ) -> Result<(), CudaError> {
+        with_number!(self, T => self.run_layers_in::<T>(piece, states, layers, observer))
+    }
+
+    /// Logits of the rows that need them, `[R, V]`.
+    pub(crate) fn logits(&self, piece: &mut Piece, to: &mut Vec<f32>) -> Result<(), CudaError> {
+        with_number!(self, T => self.logits_in::<T>(piece, to))
+    }
+}
+
+impl NemotronH {
+    /// The same model with its weights on a device; `progress` is told the bytes of file read so
+    /// far. The host keeps none of the matrices in memory.
+    ///
+    /// # Errors
+    /// Not enough device memory.
+    pub fn to_device(
+        mut self,
+        gpu: &Gpu,
+        compute: Compute,
+        mut progress: impl FnMut(u64),
+    ) -> Result<Self, CudaError> {
+        let model = DeviceModel::new(gpu, self.config(), self.weights(), compute, &mut progress)?;
+        self.set_device(model);
+        Ok(self)
+    }
+
+    /// The device that it is on, and the bytes of its weights there.
+    #[must_use]
+    pub fn device(&self) -> Option<(&DeviceInfo, usize)> {
+        self.device_model().map(|model| (model.gpu.info(), model.weights.bytes()))
+    }
+
+    /// Free bytes of the device that it is on.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn free_device_bytes(&self) -> Result<Option<u64>, CudaError> {
+        self.device_model().map(|model| model.gpu.free_bytes()).transpose()
+    }
+
+    pub(crate) fn device_layout(&self) -> Option<&Arc<Layout>> {
+        self.device_model().map(DeviceModel::layout)
+    }
+}

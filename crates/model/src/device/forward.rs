@@ -1,0 +1,223 @@
+//! The forward pass on a device: the twin of `nemotron_h.rs` and the mixers.
+//!
+//! Nothing here computes: it says which op reads which buffer, in order.
+
+use super::scratch::{Number, Scratch};
+use super::weights::{DeviceMamba2, DeviceMixer};
+use super::{DeviceModel, Piece};
+use crate::layer::{AttentionConfig, LayerConfig, Mamba2Config};
+use crate::observer::{BlockActivations, Observer};
+use crate::state::SequenceState;
+use hybra_cuda::ops::attention::{HeadColumns, KvLayer, SegmentLen, attention, kv_append};
+use hybra_cuda::ops::embedding::embedding;
+use hybra_cuda::ops::mamba_split_conv1d_scan::{
+    MixerParams, MixerScratch, mamba_split_conv1d_scan,
+};
+use hybra_cuda::ops::matmul::{Epilogue, matmul};
+use hybra_cuda::ops::rms_norm::rms_norm;
+use hybra_cuda::{CudaError, DeviceMatrix, stride};
+
+/// What the mixers of a pass have in common.
+#[derive(Clone, Copy)]
+struct Pass<'a> {
+    model: &'a DeviceModel,
+    /// h.
+    hidden: usize,
+    /// T.
+    tokens: usize,
+    eps: f32,
+    dt_limit: (f32, f32),
+}
+
+impl DeviceModel {
+    /// `hidden = embedding[token]`.
+    pub(super) fn embed_in<T: Number>(&self, piece: &mut Piece) -> Result<(), CudaError> {
+        let (tokens, h) = (piece.batch.tokens(), piece.config.hidden_size);
+        let scratch = T::scratch(piece.act);
+        self.gpu.upload(scratch.ids.sized(&self.gpu, tokens.len())?, tokens)?;
+        let hidden = scratch.hidden.sized(&self.gpu, tokens.len() * h)?;
+        embedding(&self.gpu, &self.weights.embedding, scratch.ids.get(tokens.len()), hidden)
+    }
+
+    /// `hidden += mixer(rms_norm(hidden))`, layer by layer.
+    pub(super) fn run_layers_in<T: Number>(
+        &self,
+        piece: &mut Piece,
+        states: &mut [&mut SequenceState],
+        layers: impl IntoIterator<Item = usize>,
+        observer: &mut dyn Observer,
+    ) -> Result<(), CudaError> {
+        let config = piece.config;
+        let pass = Pass {
+            model: self,
+            hidden: config.hidden_size,
+            tokens: piece.batch.tokens().len(),
+            eps: config.norm_eps,
+            dt_limit: config.time_step_limit,
+        };
+        let scratch = T::scratch(piece.act);
+        scratch.tables.fill(&self.gpu, &self.layout, piece.batch, states)?;
+        for layer in layers {
+            pass.block(layer, &config.layers[layer], scratch)?;
+            if observer.looks() {
+                let output = &self.gpu.to_vec(scratch.hidden.get(pass.tokens * pass.hidden))?;
+                let (normed, in_proj, mixed) = (&[][..], &[][..], &[][..]);
+                observer.block(layer, &BlockActivations { normed, in_proj, mixed, output });
+            }
+        }
+        Ok(())
+    }
+
+    /// Final norm and head over the rows that need logits, into `to`, `[R, V]`.
+    pub(super) fn logits_in<T: Number>(
+        &self,
+        piece: &mut Piece,
+        to: &mut Vec<f32>,
+    ) -> Result<(), CudaError> {
+        let (gpu, config) = (&self.gpu, piece.config);
+        let (h, vocab) = (config.hidden_size, config.vocab_size);
+        let rows: Vec<usize> = piece.batch.logit_rows().collect();
+        if rows.is_empty() {
+            // Whoever reads a prompt piece by piece hears of a device that fails.
+            return gpu.synchronize();
+        }
+        let Scratch { hidden, normed, logits, .. } = T::scratch(piece.act);
+        let mut out = normed.sized(gpu, rows.len() * stride(h))?;
+        let mut done = 0;
+        for run in rows.chunk_by(|a, b| a + 1 == *b) {
+            let x = hidden.range(run[0] * h..(run[0] + run.len()) * h);
+            let to = out.part(done * stride(h)..(done + run.len()) * stride(h));
+            rms_norm(gpu, x, self.weights.final_norm.slice(..), config.norm_eps, to)?;
+            done += run.len();
+        }
+        let head = self.weights.lm_head.as_ref().unwrap_or(&self.weights.embedding);
+        let out = logits.sized(gpu, rows.len() * vocab)?;
+        let x = normed.get(rows.len() * stride(h));
+        matmul(gpu, x, head, Epilogue::Store { out, stride: vocab })?;
+        let to = crate::activations::sized(to, rows.len() * vocab);
+        gpu.download(to, logits.get(rows.len() * vocab))
+    }
+}
+
+impl Pass<'_> {
+    fn block<T: Number>(
+        self,
+        layer: usize,
+        config: &LayerConfig,
+        scratch: &mut Scratch<T>,
+    ) -> Result<(), CudaError> {
+        let (gpu, weights) = (&self.model.gpu, &self.model.weights.layers[layer]);
+        let (tokens, h) = (self.tokens, self.hidden);
+        let out = scratch.normed.sized(gpu, tokens * stride(h))?;
+        rms_norm(gpu, scratch.hidden.get(tokens * h), weights.norm.slice(..), self.eps, out)?;
+        match (config, &weights.mixer) {
+            (LayerConfig::Mamba2(m), DeviceMixer::Mamba2(w)) => self.mamba2(layer, m, w, scratch),
+            (LayerConfig::Attention(a), DeviceMixer::Attention(w)) => {
+                self.attention(layer, a, w, scratch)
+            }
+            (LayerConfig::Mlp(_), DeviceMixer::Mlp(w)) => self.mlp(w, scratch),
+            _ => unreachable!("weights are loaded for this config"),
+        }
+    }
+
+    fn mamba2<T: Number>(
+        self,
+        layer: usize,
+        m: &Mamba2Config,
+        w: &DeviceMamba2,
+        scratch: &mut Scratch<T>,
+    ) -> Result<(), CudaError> {
+        let (gpu, tokens) = (&self.model.gpu, self.tokens);
+        let (rows, inner) = (m.in_proj_rows(), m.d_inner());
+        let x = scratch.normed.get(tokens * stride(self.hidden));
+        let out = scratch.wide.sized(gpu, tokens * rows)?;
+        matmul(gpu, x, &w.in_proj, Epilogue::Store { out, stride: rows })?;
+        let params = MixerParams {
+            num_heads: m.num_heads,
+            head_dim: m.head_dim,
+            n_groups: m.n_groups,
+            state_size: m.state_size,
+            a: w.a.slice(..),
+            d: w.d.slice(..),
+            dt_bias: w.dt_bias.slice(..),
+            dt_limit: self.dt_limit,
+            conv_weight: w.conv_weight.slice(..),
+            conv_bias: w.conv_bias.as_ref().map(|bias| bias.slice(..)),
+            norm_weight: w.gated_norm.slice(..),
+            norm_eps: self.eps,
+        };
+        let len = tokens * params.conv_dim();
+        let rounded = if params.scans_chunks::<T>() { len } else { 0 };
+        let partial = MixerScratch {
+            xbc: scratch.partial.sized(gpu, len)?,
+            rounded: scratch.rounded.sized(gpu, rounded)?,
+        };
+        let out = scratch.mix.sized(gpu, tokens * stride(inner))?;
+        let (wide, segments) = (scratch.wide.get(tokens * rows), scratch.tables.mixer(layer));
+        mamba_split_conv1d_scan(gpu, &params, wide, &segments, partial, out)?;
+        self.add(&w.out_proj, scratch)
+    }
+
+    fn attention<T: Number>(
+        self,
+        layer: usize,
+        a: &AttentionConfig,
+        [q_proj, k_proj, v_proj, o_proj]: &[DeviceMatrix; 4],
+        scratch: &mut Scratch<T>,
+    ) -> Result<(), CudaError> {
+        let (gpu, tokens) = (&self.model.gpu, self.tokens);
+        let (q_width, kv_width) = (a.q_width(), a.kv_width());
+        let width = q_width + 2 * kv_width;
+        let x = scratch.normed.get(tokens * stride(self.hidden));
+        let mut wide = scratch.wide.sized(gpu, tokens * width)?;
+        for (first, w) in [(0, q_proj), (q_width, k_proj), (q_width + kv_width, v_proj)] {
+            let out = wide.part(first..tokens * width);
+            matmul(gpu, x, w, Epilogue::Store { out, stride: width })?;
+        }
+        let layer = KvLayer {
+            num_heads: a.num_heads,
+            num_kv_heads: a.num_kv_heads,
+            head_dim: a.head_dim,
+            layer_offset: self.model.layout.attention[layer].expect("an attention layer") as usize,
+            segments: scratch.tables.attention(&self.model.layout),
+        };
+        let columns =
+            |first| HeadColumns { rows: scratch.wide.get(tokens * width), first, stride: width };
+        let (q, k, v) = (columns(0), columns(q_width), columns(q_width + kv_width));
+        kv_append::<T>(gpu, &layer, k, v)?;
+        let lens = scratch.tables.lens();
+        let partial = scratch.partial.sized(gpu, partial_len::<T>(&layer, lens))?;
+        let out = scratch.mix.sized(gpu, tokens * stride(q_width))?;
+        attention(gpu, &layer, lens, q, out, partial)?;
+        self.add(o_proj, scratch)
+    }
+
+    fn mlp<T: Number>(
+        self,
+        [up_proj, down_proj]: &[DeviceMatrix; 2],
+        scratch: &mut Scratch<T>,
+    ) -> Result<(), CudaError> {
+        let (gpu, tokens) = (&self.model.gpu, self.tokens);
+        let x = scratch.normed.get(tokens * stride(self.hidden));
+        let out = scratch.mix.sized(gpu, tokens * stride(up_proj.rows()))?;
+        matmul(gpu, x, up_proj, Epilogue::Relu2 { out })?;
+        self.add(down_proj, scratch)
+    }
+
+    /// `hidden += mix · wᵀ`.
+    fn add<T: Number>(self, w: &DeviceMatrix, scratch: &mut Scratch<T>) -> Result<(), CudaError> {
+        let x = scratch.mix.get(self.tokens * stride(w.cols()));
+        let out = scratch.hidden.get_mut(self.tokens * self.hidden);
+        matmul(&self.model.gpu, x, w, Epilogue::Add { out, stride: self.hidden })
+    }
+}
+
+/// Scratch of attention: of the rows that the decode kernel takes, in launches of at most so many.
+fn partial_len<T: Number>(layer: &KvLayer, lens: &[SegmentLen]) -> usize {
+    const MOST_ROWS: usize = 256;
+    let prefills = |s: &SegmentLen| layer.takes_prefill::<T>() && s.len > 1;
+    let decoded = lens.iter().filter(|s| !prefills(s));
+    let rows: usize = decoded.clone().map(|s| s.len).sum();
+    let context = decoded.map(|s| s.past + s.len).max().unwrap_or(0);
+    layer.scratch_len(rows.min(MOST_ROWS), context)
+}

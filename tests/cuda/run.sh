@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# The CUDA backend, as far as this machine can try it:
+#   bash tests/cuda/run.sh           NVIDIA's compiler on every kernel, for sm_80, sm_86 and sm_90
+#   bash tests/cuda/run.sh --gpu     besides, all tests of the backend on the machine's own GPU, and
+#                                    `hybra verify` of the golden checkpoints on it
+# The compiler's library (libnvrtc.so.12) is looked for in the folder $HYBRA_NVRTC, else taken from
+# the Python package nvidia-cuda-nvrtc-cu12. Where it cannot be had a banner says so.
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+venv=${HYBRA_CUDA_VENV:-${CARGO_TARGET_DIR:-target}/cuda-venv}
+
+banner() {
+    printf '%s\n' '' '!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!' "$1" \
+        '!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!' ''
+}
+
+if [ -z "${HYBRA_NVRTC:-}" ]; then
+    bash tests/install.sh cuda || true
+    HYBRA_NVRTC=$(find "$venv" -name 'libnvrtc.so.12' -printf '%h' -quit 2>/dev/null || true)
+fi
+# The whole workspace is named so that libraries are those that `cargo test --workspace` built.
+if [ -n "$HYBRA_NVRTC" ]; then
+    export HYBRA_NVRTC
+    cargo test --workspace --locked --test architectures -- --nocapture
+else
+    banner 'SKIPPED: there is no libnvrtc; kernels were NOT compiled for any GPU.'
+fi
+
+[ "${1:-}" = --gpu ] || exit 0
+export HYBRA_TEST_GPU=1
+export LD_LIBRARY_PATH=${HYBRA_NVRTC:+$HYBRA_NVRTC:}${LD_LIBRARY_PATH:-}
+cargo test --workspace --locked --test attention --test device --test mamba --test matmul \
+    --test rms_norm --test sample
+cargo build --release --locked
+shared=${HYBRA_SHARED:-../shared}
+for case in micro odd nano2; do
+    golden=$shared/golden/$case
+    reference=$golden/reference.safetensors
+    [ -e "$reference" ] || reference=$golden/reference.json
+    "${CARGO_TARGET_DIR:-target}/release/hybra" verify "$golden" -r "$reference" --device cuda:0
+done
