@@ -216,7 +216,7 @@ impl Gpu {
         from: DeviceSlice<T>,
     ) -> Result<(), CudaError> {
         assert_eq!(to.len(), from.len(), "as many places as values");
-        if to.len() == 0 {
+        if to.is_empty() {
             return Ok(());
         }
         self.enter()?;
@@ -253,7 +253,7 @@ impl Gpu {
     /// # Errors
     /// What the driver says.
     pub fn zero<T: Pod>(&self, to: DeviceSliceMut<T>) -> Result<(), CudaError> {
-        if to.len() == 0 {
+        if to.is_empty() {
             return Ok(());
         }
         self.enter()?;

@@ -157,7 +157,8 @@ impl<'a, T: Real> Device<'a, T> {
         let nan = vec![bytemuck::pod_read_unaligned::<T>(&[0xff; 4][..size_of::<T>()]); pool.len()];
         gpu.upload(pool.slice_mut(..), &nan).unwrap();
         // Every page of every sequence elsewhere: a step that has no divisor in common with `num`.
-        let step = (num / 2 + 1..).find(|n| (2..=*n).all(|d| n % d > 0 || num % d > 0)).unwrap();
+        let common = |n: usize, d: usize| n.is_multiple_of(d) && num.is_multiple_of(d);
+        let step = (num / 2 + 1..).find(|n| !(2..=*n).any(|d| common(*n, d))).unwrap();
         let mut place = (0..num).map(|i| i * step % num);
         let tables = sequences.iter().map(|s| {
             let address = |i| pool.slice(i * page_len..).ptr();

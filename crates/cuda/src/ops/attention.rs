@@ -5,9 +5,9 @@
 //!
 //! `out[t, j] = Σ_i p_i v_i`, `p = softmax_i(q[t, j] · k_i / √head_dim)`, i = 0 … past + t.
 //!
-//! **Pages.** A page is [`KV_PAGE_LEN`] positions of one sequence, all attention layers: at a layer's
-//! byte offset lie `[k|v][kv head][64][head_dim]` of T. Pages lie anywhere in device memory, aligned
-//! to 16 bytes, and positions nobody has written yet may hold anything.
+//! **Pages.** A page is [`KV_PAGE_LEN`] positions of one sequence, all attention layers: at a
+//! layer's byte offset lie `[k|v][kv head][64][head_dim]` of T. Pages lie anywhere in device
+//! memory, aligned to 16 bytes, and positions nobody has written yet may hold anything.
 //!
 //! **Which kernel.** A segment of one token, and every segment where T = f32 or
 //! [`KvLayer::takes_prefill`] says no, goes through attention_decode.cu: spans of 512 positions in

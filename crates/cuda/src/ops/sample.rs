@@ -66,8 +66,8 @@ fn args(
 }
 
 /// Of each row of `logits` \[rows, vocab\]: `ids` and `values` \[rows\] of the largest, the lowest
-/// id of equal ones ([`NO_TOKEN`] and −∞ where all are NaN), and `log_sums` \[rows\], ln Σ eˣ: NaN if
-/// any is NaN, else ∞ if any is ∞. `scratch`: [`sample_scratch_len`].
+/// id of equal ones ([`NO_TOKEN`] and −∞ where all are NaN), and `log_sums` \[rows\], ln Σ eˣ: NaN
+/// if any is NaN, else ∞ if any is ∞. `scratch`: [`sample_scratch_len`].
 ///
 /// # Errors
 /// What the driver says.
@@ -90,7 +90,8 @@ pub fn argmax(
 }
 
 /// Of each row of `logits` \[rows, vocab\]: `ids` and `values` \[rows, k\] of its `k` first
-/// candidates in order, [`NO_TOKEN`] and −∞ where there are fewer. `scratch`: [`sample_scratch_len`].
+/// candidates in order, [`NO_TOKEN`] and −∞ where there are fewer. `scratch`:
+/// [`sample_scratch_len`].
 ///
 /// # Errors
 /// What the driver says.
