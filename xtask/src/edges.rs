@@ -16,7 +16,7 @@ const ALLOWED: [(&str, &[&str]); 13] = [
     ("checkpoint", &[]),
     ("tokenizer", &[]),
     ("model", &["kernels", "cuda", "checkpoint"]),
-    ("engine", &["model", "kernels"]),
+    ("engine", &["model", "cuda", "kernels"]),
     ("compress", &["model", "kernels", "checkpoint"]),
     ("chat", &["engine", "tokenizer"]),
     ("server", &["chat", "engine", "tokenizer"]),

@@ -12,12 +12,15 @@ mod rounds;
 mod work;
 
 use crate::cpu::{Arithmetic, LoadOptions, ModelArgs};
+use crate::device;
 use crate::options::StateArgs;
 use crate::size;
 use crate::source;
 use anyhow::Result;
 use clap::ValueEnum;
 use compare::CompareArgs;
+use hybra_kernels::ops::attention::KvDtype;
+use hybra_model::StateDtypes;
 use limits::Limits;
 use machine::{Machine, peak_resident_bytes};
 use plan::{Point, Spread};
@@ -38,7 +41,7 @@ medians and extremes of the rounds are printed.
 
 Columns: `memory` is the bytes of weights, recurrent state and KV cache that the
 tokens need, over the measured bandwidth; `f32` and `int8` are two operations per
-weight, over the measured arithmetic. Rows that the time does not allow are
+weight, over the measured arithmetic (on a GPU `bf16`, of tensor cores). Rows that the time does not allow are
 skipped and named. Peak memory leaves out the buffer that measures bandwidth.
 
 --compare measures MODEL and OTHER over whole runs, integrated from samples, and
@@ -135,7 +138,7 @@ impl Args {
     }
 
     fn kv_name(&self) -> String {
-        name(self.state.kv_dtype())
+        kv_name(self.state.into())
     }
 
     fn load_options(&self) -> LoadOptions {
@@ -145,6 +148,16 @@ impl Args {
     fn seconds(&self) -> f64 {
         f64::from(self.seconds.unwrap_or(if self.quick { 10 } else { 60 }))
     }
+}
+
+/// The name of the type of keys and values.
+fn kv_name(dtypes: StateDtypes) -> String {
+    match dtypes.kv {
+        KvDtype::F32 => "f32",
+        KvDtype::Bf16 => "bf16",
+        KvDtype::Q8 => "q8",
+    }
+    .to_owned()
 }
 
 /// The name of an option's value.
@@ -159,8 +172,8 @@ fn unix_time() -> u64 {
 
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
-    args.load_options().device.must_be_cpu("hybra bench")?;
     if args.comparison.asked() {
+        args.load_options().device.must_be_cpu("hybra bench --compare")?;
         return compare::run(&args);
     }
     let cpu = args.cpu.cpu()?;
@@ -169,11 +182,16 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let source = source::resolve(args.cpu.sized(args.model.as_deref())?.as_deref())?;
     let model = source::load_model(&source, &cpu, args.load_options())?;
     let load_seconds = started.elapsed().as_secs_f64();
-    let mut limits = Limits::new(machine.last_cache_bytes);
+    let mut limits = match model.gpu() {
+        Some(gpu) => Limits::of_device(gpu)?,
+        None => Limits::new(machine.last_cache_bytes),
+    };
     let started = Instant::now();
-    let work = Work::of(&model, args.state.into());
-    let memory = Memory { work: &work, available: machine.available_bytes };
-    let measured = rounds::measure(&args, &cpu, &model, memory, &mut limits)?;
+    let dtypes = device::state_dtypes(&model, args.load_options().arithmetic, args.state)?;
+    let work = Work::of(&model, dtypes);
+    let available = model.gpu().map(|gpu| gpu.info().total_bytes).or(machine.available_bytes);
+    let memory = Memory { work: &work, available };
+    let measured = rounds::measure(&args, &cpu, &model, (memory, dtypes), &mut limits)?;
     // The buffer that measures bandwidth was resident all the time.
     let peak = peak_resident_bytes().map(|bytes| bytes.saturating_sub(limits.bytes()));
     let limits = limits.measured();
@@ -184,12 +202,12 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         version: env!("CARGO_PKG_VERSION"),
         unix_time: unix_time(),
         machine,
-        isa: cpu.isa().name(),
+        isa: device::processor(&model, &cpu).to_owned(),
         threads: cpu.pool().threads(),
         model: source.name.clone(),
         pattern: model.config().pattern(),
         work,
-        kv_dtype: args.kv_name(),
+        kv_dtype: kv_name(dtypes),
         state_dtype: name(args.state.state_dtype),
         arithmetic: args.load_options().arithmetic.name(),
         mlp_density: measured.mlp_density,

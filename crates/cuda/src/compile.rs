@@ -29,6 +29,7 @@ const SOURCES: &[(&str, &str)] = sources![
     "ops/attention_decode.cu",
     "ops/attention_prefill.cu",
     "ops/sample.cu",
+    "ops/limits.cu",
 ];
 
 /// The one translation unit that holds every kernel; messages of a compiler name the files.

@@ -1,4 +1,4 @@
-//! Attention over paged keys and values on the device: against its formula, the CPU's, and itself.
+//! Attention over paged keys and values on the device: against its formula and itself.
 
 mod emulated;
 
@@ -9,8 +9,6 @@ use hybra_cuda::ops::attention::{
     attention_prefill, kv_append,
 };
 use hybra_cuda::{DeviceBuffer, Gpu, stride};
-use hybra_kernels::ops::attention::{self as cpu, KvCache, KvDtype};
-use hybra_kernels::{Cpu, Isa, MatMut, MatRef};
 use std::ops::Range;
 
 /// Uniform in −1 … 1.
@@ -25,13 +23,11 @@ fn values(len: usize, seed: u64) -> Vec<f32> {
 
 /// A compute type on the host.
 trait Real: Value {
-    const DTYPE: KvDtype;
     fn wide(self) -> f32;
     fn round(value: f32) -> f32;
 }
 
 impl Real for f32 {
-    const DTYPE: KvDtype = KvDtype::F32;
     fn wide(self) -> f32 {
         self
     }
@@ -41,7 +37,6 @@ impl Real for f32 {
 }
 
 impl Real for bf16 {
-    const DTYPE: KvDtype = KvDtype::Bf16;
     fn wide(self) -> f32 {
         self.to_f32()
     }
@@ -106,20 +101,6 @@ impl Sequence {
                 );
             }
         }
-        out
-    }
-
-    /// The CPU's op, for the positions `at`.
-    fn on_cpu<T: Real>(&self, at: Range<usize>) -> Vec<f32> {
-        let cpu = Cpu::new(Isa::best(), 1);
-        let mut cache = KvCache::new(T::DTYPE, self.shape[1], self.shape[2]);
-        let kv = |x| MatRef::new(x, self.kv_width()).rows_at(0, at.end);
-        cache.append(&cpu, kv(&self.k), kv(&self.v));
-        let mut out = vec![0.0; at.len() * self.q_width()];
-        let q = MatRef::new(&self.q, self.q_width()).rows_at(at.start, at.len());
-        let segment = cpu::Segment { rows: 0..at.len(), cache: &cache, past: at.start };
-        let to = MatMut::new(&mut out, self.q_width());
-        cpu::attention(&cpu, q, 1, |_| segment.clone(), self.shape[0], to);
         out
     }
 }
@@ -324,30 +305,6 @@ fn prefill_agrees_with_the_formula_and_decode() {
         let got = one::<bf16>(gpu, &sequence, 190..200, Way::Prefill);
         let decoded = one::<bf16>(gpu, &sequence, 190..200, Way::Decode(0));
         assert_near(&got, &wide(&decoded), BF16_ERROR, "decode");
-    }
-}
-
-/// The CPU does not round queries and weights to bf16, matrix units do: twice the error of one.
-#[test]
-fn both_kernels_agree_with_the_cpu() {
-    let Some(gpu) = emulated::gpu() else { return };
-    for shape in [[6, 2, 20], [5, 1, 128]] {
-        let sequence = [Sequence::new(shape, 1100, 2)];
-        for at in [511..513, 1023..1025, 1099..1100] {
-            let what = format!("{shape:?} {at:?}");
-            let want = wide(&sequence[0].on_cpu::<f32>(at.clone()));
-            let got = one::<f32>(gpu, &sequence, at.clone(), Way::Decode(0));
-            assert_near(&got, &want, 3e-6, &what);
-            let want = wide(&sequence[0].on_cpu::<bf16>(at.clone()));
-            let got = one::<bf16>(gpu, &sequence, at.clone(), Way::Decode(0));
-            assert_near(&got, &want, BF16_ERROR / 2.0, &what);
-        }
-    }
-    for shape in [[2, 2, 80], [5, 1, 128]] {
-        let sequence = [Sequence::new(shape, 200, 3)];
-        let want = wide(&sequence[0].on_cpu::<bf16>(0..200));
-        let got = one::<bf16>(gpu, &sequence, 0..200, Way::Prefill);
-        assert_near(&got, &want, 2.0 * BF16_ERROR, &format!("{shape:?} prefill"));
     }
 }
 

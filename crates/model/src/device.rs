@@ -122,10 +122,23 @@ impl NemotronH {
         Ok(self)
     }
 
-    /// The device that it is on, and the bytes of its weights there.
+    /// What the device says that it is on, and the bytes of its weights there.
     #[must_use]
     pub fn device(&self) -> Option<(&DeviceInfo, usize)> {
         self.device_model().map(|model| (model.gpu.info(), model.weights.bytes()))
+    }
+
+    /// The device that it is on.
+    #[must_use]
+    pub fn gpu(&self) -> Option<&Gpu> {
+        self.device_model().map(|model| &model.gpu)
+    }
+
+    /// Bytes of all weights on the device, and of the embedding among them.
+    #[must_use]
+    pub fn device_weight_bytes(&self) -> Option<(usize, usize)> {
+        let weights = &self.device_model()?.weights;
+        Some((weights.bytes(), weights.embedding.bytes()))
     }
 
     /// Free bytes of the device that it is on.

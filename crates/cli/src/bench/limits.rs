@@ -1,6 +1,9 @@
 //! The machine's limits, measured once a round beside the points, and what came of all rounds.
 
 use super::plan::Spread;
+use anyhow::Result;
+use hybra_cuda::Gpu;
+use hybra_cuda::ops::limits::DeviceLimits;
 use hybra_kernels::limits::{ArithmeticLimit, MemoryReader};
 use hybra_kernels::{Cpu, limits};
 use serde::Serialize;
@@ -13,11 +16,20 @@ const LEAST_BYTES: u64 = 256 << 20;
 /// spent on measuring.
 const MOST_BYTES: u64 = 1 << 30;
 
+/// Rounds of products that take some milliseconds on a GPU.
+const MMA_ROUNDS: u32 = 1 << 13;
+
 /// Samples of every limit.
 pub(crate) struct Limits {
-    reader: MemoryReader,
+    source: Source,
     memory: Vec<f64>,
     arithmetic: [Samples; 3],
+}
+
+/// What is measured, and the memory that it takes.
+enum Source {
+    Cpu(MemoryReader),
+    Gpu(DeviceLimits),
 }
 
 /// One kind of arithmetic; no samples where the CPU has no instruction for it.
@@ -50,9 +62,19 @@ impl Limits {
     /// known.
     pub(crate) fn new(last_cache_bytes: Option<u64>) -> Self {
         let bytes = last_cache_bytes.unwrap_or(0).saturating_mul(CACHES);
+        Self::of(Source::Cpu(MemoryReader::new(bytes.clamp(LEAST_BYTES, MOST_BYTES) as usize)))
+    }
+
+    /// As [`Self::new`] on a device.
+    pub(crate) fn of_device(gpu: &Gpu) -> Result<Self> {
+        let bytes = (gpu.info().total_bytes / 16).min(MOST_BYTES);
+        Ok(Self::of(Source::Gpu(DeviceLimits::new(gpu, bytes as usize)?)))
+    }
+
+    fn of(source: Source) -> Self {
         let samples = |kind, measure| Samples { kind, measure, instruction: "", ops: Vec::new() };
         Self {
-            reader: MemoryReader::new(bytes.clamp(LEAST_BYTES, MOST_BYTES) as usize),
+            source,
             memory: Vec::new(),
             arithmetic: [
                 samples("f32", |cpu| Some(limits::f32_fma(cpu))),
@@ -62,20 +84,33 @@ impl Limits {
         }
     }
 
-    /// Bytes held for measuring.
+    /// Bytes of the machine's memory that are held for measuring.
     pub(crate) fn bytes(&self) -> u64 {
-        self.reader.bytes() as u64
+        match &self.source {
+            Source::Cpu(reader) => reader.bytes() as u64,
+            Source::Gpu(_) => 0,
+        }
     }
 
     /// One sample of each.
-    pub(crate) fn sample(&mut self, cpu: &Cpu) {
-        self.memory.push(self.reader.median(cpu));
+    pub(crate) fn sample(&mut self, cpu: &Cpu) -> Result<()> {
+        match &mut self.source {
+            Source::Cpu(reader) => self.memory.push(reader.median(cpu)),
+            Source::Gpu(device) => {
+                self.memory.push(device.memory_read()?);
+                let [_, bf16, _] = &mut self.arithmetic;
+                bf16.instruction = "mma.sync m16n8k16";
+                bf16.ops.push(device.mma_bf16(MMA_ROUNDS)?);
+                return Ok(());
+            }
+        }
         for samples in &mut self.arithmetic {
             if let Some(limit) = (samples.measure)(cpu) {
                 samples.instruction = limit.instruction;
                 samples.ops.push(limit.ops_per_second);
             }
         }
+        Ok(())
     }
 
     /// What the samples say.

@@ -17,7 +17,7 @@ pub(crate) struct Report {
     /// Seconds since 1970.
     pub(crate) unix_time: u64,
     pub(crate) machine: Machine,
-    pub(crate) isa: &'static str,
+    pub(crate) isa: String,
     pub(crate) threads: usize,
     pub(crate) model: String,
     pub(crate) pattern: String,
@@ -67,6 +67,13 @@ pub(crate) struct Skipped {
     pub(crate) point: Point,
     pub(crate) reason: String,
 }
+
+/// A column of shares: its head, and the share that it shows.
+type Column = (&'static str, fn(&Shares) -> Option<f64>);
+
+const CPU_COLUMNS: [Column; 3] =
+    [("memory", |s| s.memory_read), ("f32", |s| s.f32_fma), ("int8", |s| s.int8_dot)];
+const GPU_COLUMNS: [Column; 2] = [("memory", |s| s.memory_read), ("bf16", |s| s.bf16_dot)];
 
 impl Line {
     /// Joins a point's speed with the limits; decode points generate `steps` tokens.
@@ -129,15 +136,21 @@ impl Report {
         writeln!(f)
     }
 
+    /// Shares that are printed: those of the limits that processors of this kind meet.
+    fn columns(&self) -> &'static [Column] {
+        if self.limits.f32_fma.is_some() { &CPU_COLUMNS } else { &GPU_COLUMNS }
+    }
+
     fn write_results(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let head = ["memory", "f32", "int8"].map(|name| format!("{name:>6}")).join(" ");
+        let head = self.columns().iter().map(|(name, _)| format!("{name:>6}"));
+        let head = head.collect::<Vec<_>>().join(" ");
         writeln!(f, "{:<17} {:>9}  {:>17}  {head}", "", "tokens/s", "min–max")?;
         for line in &self.results {
             let speed = line.tokens_per_second;
             let range = format!("{}–{}", number(speed.min), number(speed.max));
-            let shares = &line.share_of;
-            let shares = [shares.memory_read, shares.f32_fma, shares.int8_dot];
-            let shares = shares.map(|s| format!("{:>6}", percent(s))).join(" ");
+            let shares = self.columns().iter();
+            let shares = shares.map(|(_, of)| format!("{:>6}", percent(of(&line.share_of))));
+            let shares = shares.collect::<Vec<_>>().join(" ");
             let name = line.point.to_string();
             writeln!(f, "{name:<17} {:>9}  {range:>17}  {shares}", number(speed.median))?;
         }
@@ -157,7 +170,9 @@ impl Report {
         let rounds = plural(most, "round");
         let rounds = if least == most { rounds } else { format!("{least} to {rounds}") };
         writeln!(f, "loaded in {load}, peak memory {peak}, {rounds} in {time}")?;
-        writeln!(f, "memory, f32, int8: work done, as a share of the limit above (see --help).")?;
+        let names: Vec<_> = self.columns().iter().map(|(name, _)| *name).collect();
+        let names = names.join(", ");
+        writeln!(f, "{names}: work done, as a share of the limit above (see --help).")?;
         let cache =
             self.machine.last_cache_bytes.filter(|&bytes| self.work.step_weight_bytes < bytes);
         if let Some(cache) = cache {

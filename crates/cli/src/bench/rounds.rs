@@ -10,8 +10,8 @@ use super::work::Work;
 use crate::progress::Progress;
 use anyhow::Result;
 use hybra_kernels::Cpu;
-use hybra_model::NemotronH;
 use hybra_model::density::DensityCounter;
+use hybra_model::{NemotronH, StateDtypes};
 use std::time::Instant;
 
 /// Tokens of the prompt that is read to warm up, to learn the pace and to count nonzero units.
@@ -38,7 +38,7 @@ pub(super) fn measure(
     args: &Args,
     cpu: &Cpu,
     model: &NemotronH,
-    memory: Memory,
+    (memory, dtypes): (Memory, StateDtypes),
     limits: &mut Limits,
 ) -> Result<Rounds> {
     let started = Instant::now();
@@ -47,8 +47,8 @@ pub(super) fn measure(
     let mut bar = Progress::pieces("measuring", (points.len() * rounds) as u64);
     bar.message("limits, warming up");
     bar.set(0);
-    limits.sample(cpu);
-    let mut bencher = Bencher::new(cpu, model, args.state.into(), args.chunk);
+    limits.sample(cpu)?;
+    let mut bencher = Bencher::new(cpu, model, dtypes, args.chunk);
     let mut first = FirstRound::new(args, &mut bencher, memory, started)?;
     for point in points {
         bar.message(&point.to_string());
@@ -60,7 +60,7 @@ pub(super) fn measure(
         if started.elapsed().as_secs_f64() + once > args.seconds() {
             break;
         }
-        limits.sample(cpu);
+        limits.sample(cpu)?;
         for (point, samples) in &mut rounds_so_far.samples {
             bar.message(&point.to_string());
             samples.push(bencher.sample(*point, args.tokens())?);
@@ -92,7 +92,8 @@ impl<'a> FirstRound<'a> {
         let mut density = DensityCounter::new(bencher.config());
         let prefill = bencher.observe(WARM_UP_TOKENS, &mut density)? / WARM_UP_TOKENS as f64;
         let pace = Pace { prefill, step: bencher.decode(0, 1, 1)? };
-        let mlp_density = density.mean();
+        // A device shows nobody its hidden units.
+        let mlp_density = if bencher.is_on_device() { None } else { density.mean() };
         let rounds_so_far = Rounds { samples: Vec::new(), skipped: Vec::new(), mlp_density };
         // The limits of a round take about as long as those before it.
         let seconds = started.elapsed().as_secs_f64();

@@ -34,8 +34,12 @@ impl Work {
         let (config, weights) = (model.config(), model.weights());
         let count = ParameterCount::of(config);
         let tied = weights.lm_head.is_none();
-        let weight_bytes = weights.bytes() as u64;
-        let embedding_bytes = if tied { 0 } else { weights.embedding.bytes() as u64 };
+        let (all, embedding) = match model.device_weight_bytes() {
+            Some(on_device) => on_device,
+            None => (weights.bytes(), weights.embedding.bytes()),
+        };
+        let weight_bytes = all as u64;
+        let embedding_bytes = if tied { 0 } else { embedding as u64 };
         Self {
             parameters: count.total,
             layer_parameters: count.mamba + count.attention + count.mlp,

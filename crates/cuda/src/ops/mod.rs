@@ -2,6 +2,7 @@
 
 pub mod attention;
 pub mod embedding;
+pub mod limits;
 pub mod mamba_split_conv1d_scan;
 pub mod matmul;
 pub mod rms_norm;

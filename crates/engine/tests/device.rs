@@ -1,0 +1,83 @@
+//! The engine with its model on a GPU: batches, kept states, preemption and memory limits change no
+//! token there, either. On the emulated device of `hybra-cuda`'s tests, or on the machine's own GPU
+//! where `HYBRA_TEST_GPU` is set.
+
+#[allow(dead_code)]
+#[path = "../../cuda/tests/emulated/mod.rs"]
+mod emulated;
+mod support;
+
+use hybra_cuda::Compute;
+use hybra_engine::EngineConfig;
+use hybra_kernels::ops::attention::KvDtype;
+use support::{Kit, Numbers, Outputs, random_model, run};
+
+fn kit(compute: Compute) -> Option<Kit> {
+    let gpu = emulated::gpu()?;
+    Some(Kit::of(random_model(64).to_device(gpu, compute, |_| {}).unwrap()))
+}
+
+#[test]
+fn tokens_are_those_of_the_cpu() {
+    let Some(kit) = kit(Compute::F32) else { return };
+    let config = EngineConfig { kv_dtype: KvDtype::F32, ..EngineConfig::default() };
+    let request = kit.thinking(&Numbers(1).tokens(100), 1, 40);
+    let found = run(&mut kit.engine(config.clone()), request.clone());
+    let expected = run(&mut Kit::new().engine(config), request);
+    let ids = |tokens: &[(u32, u32)]| tokens.iter().map(|(id, _)| *id).collect::<Vec<_>>();
+    assert_eq!(ids(&found.tokens), ids(&expected.tokens));
+}
+
+#[test]
+fn a_batch_has_the_tokens_of_single_requests() {
+    for compute in [Compute::F32, Compute::Bf16] {
+        let Some(kit) = kit(compute) else { return };
+        let lens = [3, 90, 64, 130];
+        let requests = lens.iter().enumerate();
+        let requests: Vec<_> = requests
+            .map(|(i, len)| kit.request(&Numbers(i as u64).tokens(*len), i as u64, 20))
+            .collect();
+        let mut engine = kit.engine(EngineConfig::default());
+        let ids: Vec<_> = requests.iter().map(|r| engine.add(r.clone()).unwrap()).collect();
+        let mut outputs = Outputs::default();
+        outputs.drain(&mut engine);
+        for (id, request) in ids.iter().zip(requests) {
+            let alone = run(&mut kit.engine(EngineConfig::default()), request);
+            assert_eq!(outputs.0[id].tokens, alone.tokens, "{compute:?} {id:?}");
+        }
+    }
+}
+
+#[test]
+fn a_longer_prompt_goes_on_from_the_state_of_the_shorter_one() {
+    let Some(kit) = kit(Compute::Bf16) else { return };
+    let config = EngineConfig { cache_memory: 1 << 30, ..EngineConfig::default() };
+    let tokens = Numbers(1).tokens(500);
+    let mut engine = kit.engine(config);
+    for (len, cached) in [(100, 0), (300, 64), (500, 256)] {
+        let request = kit.request(&tokens[..len], 5, 10);
+        let alone = run(&mut kit.engine(EngineConfig::default()), request.clone());
+        let warm = run(&mut engine, request);
+        assert_eq!(warm.end.unwrap().cached_tokens, cached);
+        assert_eq!(warm.tokens, alone.tokens, "{len} tokens");
+    }
+}
+
+/// With memory for one, the other's state goes to a file and comes back.
+#[test]
+fn states_that_find_no_room_go_to_files_and_come_back() {
+    let Some(kit) = kit(Compute::Bf16) else { return };
+    let costs = kit.model.states().costs(KvDtype::Bf16);
+    let memory = costs.at(64) + costs.at(128);
+    let config = EngineConfig { state_memory: Some(memory), ..EngineConfig::default() };
+    let mut engine = kit.engine(config);
+    let requests = [0, 1].map(|i| kit.request(&Numbers(i).tokens(40), i, 60));
+    let ids = requests.clone().map(|request| engine.add(request).unwrap());
+    let mut outputs = Outputs::default();
+    outputs.drain(&mut engine);
+    assert!(engine.stats().counters.preemptions > 0, "{:?}", engine.stats());
+    for (id, request) in ids.iter().zip(requests) {
+        let alone = run(&mut kit.engine(EngineConfig::default()), request);
+        assert_eq!(outputs.0[id].tokens, alone.tokens, "{id:?}");
+    }
+}
