@@ -109,7 +109,7 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let configs = [&candidates[0].config, &candidates[1].config];
     let projections = project::project(configs, &points, options.max_batch);
     let mut session = Session { args, cpu, room, points, started, limits: &mut limits };
-    session.limits.sample(&session.cpu);
+    session.limits.sample(&session.cpu)?;
     let [first, second] = &candidates;
     let total = args.comparison_seconds();
     let models = [session.measure(first, total / 2.0)?, session.measure(second, total)?];
@@ -190,7 +190,7 @@ impl Session<'_> {
             memory_rate: self.limits.measured().memory_read.median,
         };
         let runs = self.runs(&mut runner, &candidate.name, deadline)?;
-        self.limits.sample(&self.cpu);
+        self.limits.sample(&self.cpu)?;
         Ok(Compared {
             name: candidate.name.clone(),
             random_weights: candidate.is_random(),
