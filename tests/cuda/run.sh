@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # The CUDA backend, as far as this machine can try it:
 #   bash tests/cuda/run.sh           NVIDIA's compiler on every kernel, for sm_80, sm_86 and sm_90
-#   bash tests/cuda/run.sh --gpu     besides, all tests of the backend on the machine's own GPU, and
-#                                    `hybra verify` of the golden checkpoints on it
+#   bash tests/cuda/run.sh --gpu OUT besides, all tests of the backend on the machine's own GPU,
+#                                    `hybra verify` of the golden checkpoints on it, and records of
+#                                    `hybra bench` in the folder OUT (random weights of the 9B)
 # The compiler's library (libnvrtc.so.12) is looked for in the folder $HYBRA_NVRTC, else taken from
 # the Python package nvidia-cuda-nvrtc-cu12. Where it cannot be had a banner says so.
 set -euo pipefail
@@ -27,15 +28,27 @@ else
 fi
 
 [ "${1:-}" = --gpu ] || exit 0
+out=${2:?"usage: tests/cuda/run.sh --gpu OUT"}
+mkdir -p "$out"
 export HYBRA_TEST_GPU=1
 export LD_LIBRARY_PATH=${HYBRA_NVRTC:+$HYBRA_NVRTC:}${LD_LIBRARY_PATH:-}
-cargo test --workspace --locked --test attention --test device --test mamba --test matmul \
-    --test rms_norm --test sample
+cargo test --workspace --locked --test attention --test device --test limits --test mamba \
+    --test matmul --test rms_norm --test sample
 cargo build --release --locked
+hybra=${CARGO_TARGET_DIR:-target}/release/hybra
 shared=${HYBRA_SHARED:-../shared}
 for case in micro odd nano2; do
     golden=$shared/golden/$case
     reference=$golden/reference.safetensors
     [ -e "$reference" ] || reference=$golden/reference.json
-    "${CARGO_TARGET_DIR:-target}/release/hybra" verify "$golden" -r "$reference" --device cuda:0
+    "$hybra" verify "$golden" -r "$reference" --device cuda:0
+done
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+for dtype in bf16 q8_0 q4_0; do
+    "$hybra" init nano2-9b "$work/9b.gguf" --dtype "$dtype" --force
+    "$hybra" bench "$work/9b.gguf" --device cuda:0 --prefill 512,8192 --depth 0,8192 \
+        --batch 1,16,64 --chunk 8192 --seconds 120 --json >"$out/nano2-9b-$dtype.json"
+    "$hybra" bench "$work/9b.gguf" --device cuda:0 --quick
 done

@@ -180,16 +180,21 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     let machine = Machine::detect();
     let started = Instant::now();
     let source = source::resolve(args.cpu.sized(args.model.as_deref())?.as_deref())?;
-    let model = source::load_model(&source, &cpu, args.load_options())?;
+    let load = args.load_options();
+    let device = load.device.settled(device::keeps_states(load.arithmetic, args.state))?;
+    let model = source::load_model(&source, &cpu, LoadOptions { device, ..load })?;
     let load_seconds = started.elapsed().as_secs_f64();
     let mut limits = match model.gpu() {
         Some(gpu) => Limits::of_device(gpu)?,
         None => Limits::new(machine.last_cache_bytes),
     };
     let started = Instant::now();
-    let dtypes = device::state_dtypes(&model, args.load_options().arithmetic, args.state)?;
+    let dtypes = device::state_dtypes(&model, load.arithmetic, args.state);
     let work = Work::of(&model, dtypes);
-    let available = model.gpu().map(|gpu| gpu.info().total_bytes).or(machine.available_bytes);
+    let available = match model.gpu() {
+        Some(gpu) => Some(gpu.free_bytes()? + work.weight_bytes),
+        None => machine.available_bytes,
+    };
     let memory = Memory { work: &work, available };
     let measured = rounds::measure(&args, &cpu, &model, (memory, dtypes), &mut limits)?;
     // The buffer that measures bandwidth was resident all the time.

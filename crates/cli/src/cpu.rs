@@ -10,9 +10,9 @@ use hybra_kernels::{Cpu, Isa};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Arithmetic {
     #[default]
-    /// Weights packed; activations in int8 (block formats) or bf16 (bf16 weights)
+    /// Weights packed; activations in int8 (block formats) or bf16 (bf16 weights, and on a GPU)
     Fast,
-    /// Weights as stored, activations f32: slow, for comparison
+    /// Weights as stored (on a GPU f32), activations f32: slow, for comparison
     Exact,
 }
 

@@ -6,8 +6,10 @@
 use crate::cpu::Arithmetic;
 use crate::options::{KvDtypeArg, StateArgs};
 use crate::progress::Progress;
+use crate::size;
 use anyhow::{Context, Result, bail};
-use hybra_cuda::{Compute, CudaError, Gpu};
+use clap::ValueEnum;
+use hybra_cuda::{Compute, CudaError, DeviceInfo, Gpu};
 use hybra_engine::EngineConfig;
 use hybra_kernels::Cpu;
 use hybra_kernels::ops::attention::KvDtype;
@@ -73,90 +75,127 @@ impl Device {
         }
     }
 
-    /// Moves a model whose weights are as stored to the device, if it is one.
-    pub(crate) fn place(self, model: NemotronH, arithmetic: Arithmetic) -> Result<Placed> {
-        let Some(gpu) = self.open()? else { return Ok(Placed::Cpu(model)) };
-        let compute = compute(arithmetic);
-        let mut bar = Progress::bytes("uploading weights", model.weights().bytes() as u64);
-        let model = model.to_device(&gpu, compute, |done| bar.set(done));
-        drop(bar);
-        let model = model.with_context(|| format!("cuda:{}", gpu.info().ordinal))?;
-        let (info, bytes) = model.device().expect("it was moved there");
-        let (major, minor) = info.capability;
-        let number = match compute {
-            Compute::F32 => "f32",
-            Compute::Bf16 => "bf16",
+    /// The device for a run whose options a GPU keeps, or why not: `auto` then takes the CPU.
+    pub(crate) fn settled(self, kept: Result<()>) -> Result<Self> {
+        match (self, kept) {
+            (Self::Cuda(_), Err(error)) => Err(error),
+            (Self::Auto, Err(error)) => {
+                eprintln!("device: cpu ({error})");
+                Ok(Self::Cpu)
+            }
+            _ => Ok(self),
+        }
+    }
+
+    /// Moves a model whose weights are as stored to the device; false if it stays on the CPU.
+    pub(crate) fn place(
+        self,
+        model: &mut NemotronH,
+        arithmetic: Arithmetic,
+        threads: usize,
+    ) -> Result<bool> {
+        let Some(gpu) = self.open()? else { return Ok(false) };
+        let (compute, number) = match arithmetic {
+            Arithmetic::Fast => (Compute::Bf16, "bf16"),
+            Arithmetic::Exact => (Compute::F32, "f32"),
         };
+        let mut bar = Progress::bytes("uploading weights", model.weights().bytes() as u64);
+        let moved = model.move_to_device(&gpu, compute, threads, |done| bar.set(done));
+        drop(bar);
+        let info = gpu.info();
+        match moved {
+            Err(error @ CudaError::OutOfMemory { .. }) if self == Self::Auto => {
+                eprintln!("device: cpu ({error})");
+                return Ok(false);
+            }
+            moved => moved.with_context(|| format!("cuda:{}", info.ordinal))?,
+        }
+        let ((major, minor), (bytes, _)) =
+            (info.capability, model.device_weight_bytes().expect("it was moved there"));
+        let bytes = size::bytes(bytes as u64);
+        let DeviceInfo { ordinal, name, .. } = info;
         eprintln!(
-            "device: cuda:{} {} (sm_{major}{minor}), {number}, {:.2} GiB of weights",
-            info.ordinal,
-            info.name,
-            bytes as f64 / f64::from(1 << 30),
+            "device: cuda:{ordinal} {name} (sm_{major}{minor}), {number}, {bytes} of weights"
         );
-        Ok(Placed::Gpu(model))
+        Ok(true)
     }
 }
 
-/// A model, and where it is.
-pub(crate) enum Placed {
-    /// As it came.
-    Cpu(NemotronH),
-    /// On a device.
-    Gpu(NemotronH),
+/// Whether a GPU can keep what was asked of states.
+pub(crate) fn keeps_states(arithmetic: Arithmetic, asked: StateArgs) -> Result<()> {
+    if StateDtypes::from(asked).ssm != SsmDtype::F32 {
+        bail!("--state-dtype: a GPU keeps the recurrent state in f32");
+    }
+    keeps_kv(arithmetic, asked.kv_dtype)
 }
 
-/// The number type that a device computes in.
-pub(crate) fn compute(arithmetic: Arithmetic) -> Compute {
+/// Whether a GPU can keep keys and values in the type that was asked for.
+pub(crate) fn keeps_kv(arithmetic: Arithmetic, asked: Option<KvDtypeArg>) -> Result<()> {
+    let kv = kv_on_device(arithmetic);
+    if asked.is_some_and(|asked| KvDtype::from(asked) != kv.into()) {
+        let name = kv.to_possible_value().expect("none is skipped");
+        let name = name.get_name();
+        bail!("--kv-dtype: a GPU keeps keys and values in the type it computes in: {name}");
+    }
+    Ok(())
+}
+
+/// Whether a GPU can do what an engine is set to.
+pub(crate) fn keeps_engine(config: &EngineConfig) -> Result<()> {
+    if config.num_speculative_tokens > 0 {
+        bail!("--speculate: drafts are read on the CPU only");
+    }
+    if config.cache_state_dtype.is_some_and(|dtype| dtype != SsmDtype::F32) {
+        bail!("--cache-state-dtype: a GPU keeps the recurrent state in f32");
+    }
+    Ok(())
+}
+
+/// The type of keys and values on a GPU: the one it computes in.
+fn kv_on_device(arithmetic: Arithmetic) -> KvDtypeArg {
     match arithmetic {
-        Arithmetic::Fast => Compute::Bf16,
-        Arithmetic::Exact => Compute::F32,
+        Arithmetic::Fast => KvDtypeArg::Bf16,
+        Arithmetic::Exact => KvDtypeArg::F32,
     }
 }
 
-/// The number types of states: on a GPU those of the model, and others are refused.
+/// The type of keys and values of a model, where [`keeps_kv`]; `on_cpu` if it is there.
+pub(crate) fn kv_dtype(
+    model: &NemotronH,
+    arithmetic: Arithmetic,
+    on_cpu: KvDtypeArg,
+) -> KvDtypeArg {
+    if model.gpu().is_some() { kv_on_device(arithmetic) } else { on_cpu }
+}
+
+/// The number types of a model's states, where [`keeps_states`].
 pub(crate) fn state_dtypes(
     model: &NemotronH,
     arithmetic: Arithmetic,
     asked: StateArgs,
-) -> Result<StateDtypes> {
-    if model.device().is_none() {
-        return Ok(asked.into());
-    }
-    if StateDtypes::from(asked).ssm != SsmDtype::F32 {
-        bail!("--state-dtype: a GPU keeps the recurrent state in f32");
-    }
-    Ok(StateDtypes { kv: kv_dtype(arithmetic, asked.kv_dtype)?.into(), ssm: SsmDtype::F32 })
-}
-
-/// The number type of keys and values on a GPU; another that was asked for is refused.
-pub(crate) fn kv_dtype(arithmetic: Arithmetic, asked: Option<KvDtypeArg>) -> Result<KvDtypeArg> {
-    let (kv, name) = match compute(arithmetic) {
-        Compute::F32 => (KvDtypeArg::F32, "f32"),
-        Compute::Bf16 => (KvDtypeArg::Bf16, "bf16"),
-    };
-    if asked.is_some_and(|asked| KvDtype::from(asked) != KvDtype::from(kv)) {
-        bail!("--kv-dtype: a GPU keeps keys and values in the type it computes in: {name}");
-    }
-    Ok(kv)
+) -> StateDtypes {
+    let kv = kv_dtype(model, arithmetic, asked.kv_dtype()).into();
+    StateDtypes { kv, ..asked.into() }
 }
 
 /// What computes: a device's name, or the CPU's instruction set.
 pub(crate) fn processor<'a>(model: &'a NemotronH, cpu: &Cpu) -> &'a str {
-    model.device().map_or(cpu.isa().name(), |(info, _)| &info.name)
+    model.gpu().map_or(cpu.isa().name(), |gpu| &gpu.info().name)
 }
 
-/// An engine's settings, as a model on a GPU can keep them: what it cannot is refused, and states
-/// have the memory that weights leave free, but for a tenth, where no limit was set.
-pub(crate) fn engine_config(model: &NemotronH, config: EngineConfig) -> Result<EngineConfig> {
-    let Some(free) = model.free_device_bytes()? else { return Ok(config) };
-    if config.num_speculative_tokens > 0 {
-        bail!("--speculate: drafts are read on the CPU only");
+/// An engine's settings with the memory that a GPU has for states: what weights and two passes at
+/// once leave free, but for a twentieth.
+pub(crate) fn with_state_memory(model: &NemotronH, config: EngineConfig) -> Result<EngineConfig> {
+    let Some(gpu) = model.gpu() else { return Ok(config) };
+    let (tokens, rows) = (config.max_num_batched_tokens, config.max_num_seqs);
+    let scratch = model.device_scratch_bytes(tokens, rows).expect("it is on a device");
+    let left = gpu.free_bytes()?.saturating_sub(2 * scratch as u64) / 20 * 19;
+    let asked = config.state_memory.map_or(left, |bytes| bytes as u64);
+    if asked > left {
+        let (asked, left) = (size::bytes(asked), size::bytes(left));
+        bail!("--state-memory: {asked} asked for, the GPU has {left} beside weights and passes");
     }
-    if config.cache_state_dtype.is_some_and(|dtype| dtype != config.state_dtype) {
-        bail!("--cache-state-dtype: a GPU keeps the recurrent state in f32");
-    }
-    let left = (free / 10 * 9) as usize;
-    Ok(EngineConfig { state_memory: config.state_memory.or(Some(left)), ..config })
+    Ok(EngineConfig { state_memory: Some(asked as usize), ..config })
 }
 
 /// Where compiled kernels are kept; `None` where there is no home.

@@ -42,19 +42,23 @@ impl Session {
         limits: Limits,
         config: EngineConfig,
     ) -> Result<Self> {
+        let config =
+            EngineConfig { num_speculative_tokens: limits.num_speculative_tokens, ..config };
+        let kept = device::keeps_states(load.arithmetic, limits.state);
+        let kept = kept.and_then(|()| device::keeps_engine(&config));
+        let load = LoadOptions { device: load.device.settled(kept)?, ..load };
         let source = source::resolve(name)?;
         let weights = source::load_model(&source, &cpu, load)?;
         let loaded = source::load_tokenizer(&source, weights.config())?;
-        let dtypes = device::state_dtypes(&weights, load.arithmetic, limits.state)?;
+        let dtypes = device::state_dtypes(&weights, load.arithmetic, limits.state);
         let config = EngineConfig {
             model_id: model_id(&source, &weights, load, &cpu),
             max_model_len: limits.context.unwrap_or(weights.config().max_position_embeddings),
             kv_dtype: dtypes.kv,
             state_dtype: dtypes.ssm,
-            num_speculative_tokens: limits.num_speculative_tokens,
             ..config
         };
-        let config = device::engine_config(&weights, config)?;
+        let config = device::with_state_memory(&weights, config)?;
         let source::LoadedTokenizer { tokenizer, eos_token_ids, defaults } = loaded;
         let model = ChatModel::new(source.name, tokenizer, eos_token_ids, defaults)?;
         let engine = Engine::new(

@@ -16,7 +16,6 @@ pub(crate) use tokenizer::{
 };
 
 use crate::cpu::{Arithmetic, LoadOptions};
-use crate::device::Placed;
 use crate::hub::{self, Want};
 use crate::progress::Progress;
 use crate::weight_cache::WeightCache;
@@ -187,16 +186,13 @@ pub(crate) fn load_model(source: &Source, cpu: &Cpu, options: LoadOptions) -> Re
         eprintln!("note: {note}");
     }
     let weights = Weights::load(&source.checkpoint, &config, |_, _| {})?;
-    let model = NemotronH::new(config, weights);
-    let model = match options.device.place(model, options.arithmetic)? {
-        Placed::Gpu(model) => {
-            if options.weight_cache {
-                eprintln!("note: --weight-cache has no effect: weights on a GPU are not packed");
-            }
-            return Ok(model);
+    let mut model = NemotronH::new(config, weights);
+    if options.device.place(&mut model, options.arithmetic, cpu.pool().threads())? {
+        if options.weight_cache {
+            eprintln!("note: --weight-cache has no effect: weights on a GPU are not packed");
         }
-        Placed::Cpu(model) => model,
-    };
+        return Ok(model);
+    }
     let (config, mut weights) = model.into_parts();
     if options.arithmetic == Arithmetic::Fast {
         pack(source, cpu, options.weight_cache, &mut weights)?;

@@ -11,7 +11,7 @@ mod reference;
 mod report;
 mod weights;
 
-use crate::cpu::{Arithmetic, ModelArgs};
+use crate::cpu::{Arithmetic, LoadOptions, ModelArgs};
 use crate::device;
 use crate::options::KvDtypeArg;
 use crate::source::{self, Source};
@@ -98,6 +98,8 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     if args.gradients {
         load.device.must_be_cpu("--gradients")?;
     }
+    let device = load.device.settled(device::keeps_kv(load.arithmetic, args.kv_dtype))?;
+    let load = LoadOptions { device, ..load };
     let model = source::load_model(&source, &cpu, load)?;
     let file = Checkpoint::open(&args.reference).context("--reference")?;
     let reference = Reference::read(&file, model.config(), args.gradients)?;
@@ -120,10 +122,8 @@ fn compare(
     let started = Instant::now();
     let chunk = args.chunk.map(|n| n as usize);
     let arithmetic = args.cpu.load_options(Arithmetic::Exact).arithmetic;
-    let kv_dtype = match model.device() {
-        Some(_) => device::kv_dtype(arithmetic, args.kv_dtype)?,
-        None => args.kv_dtype.unwrap_or(KvDtypeArg::F32),
-    };
+    let kv_dtype = args.kv_dtype.unwrap_or(KvDtypeArg::F32);
+    let kv_dtype = device::kv_dtype(model, arithmetic, kv_dtype);
     let runner = Runner { cpu, model, kv_dtype: kv_dtype.into(), chunk };
     let exact = arithmetic == Arithmetic::Exact;
     let tolerance = args.tolerance.unwrap_or(if exact { TOLERANCE } else { f64::INFINITY });

@@ -61,8 +61,32 @@ fn what_a_gpu_cannot_is_refused() {
         let error = error_of(&out);
         assert!(error.contains(expected), "{args:?}: {error}");
     }
-    let error = error_of(&hybra(&libraries, &["bench", "--device", "cuda:0", "--quick"]));
-    assert!(error.contains("hybra bench runs on the CPU only"), "{error}");
+    let args = ["bench", "--device", "cuda:0", "--compare", "transformer", "nano2-9b"];
+    let error = error_of(&hybra(&libraries, &args));
+    assert!(error.contains("hybra bench --compare runs on the CPU only"), "{error}");
+    let args = ["generate", "--device", "auto", "--speculate", "--prompt", PROGRAM];
+    let out = hybra(&libraries, &[&args[..], &["--hide-thinking"]].concat());
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(said.contains("device: cpu (--speculate: drafts"), "{said}");
+    assert_eq!(String::from_utf8_lossy(&out.stdout), "7\n");
+}
+
+#[test]
+fn bench_compares_with_the_limits_of_the_device() {
+    let Some(libraries) = emulated::build() else { return };
+    let args = ["bench", "--device", "cuda:0", "--prefill", "64", "--depth", "0", "--batch", "1"];
+    let more = ["--tokens", "2", "--repeat", "1", "--json"];
+    let out = hybra(&libraries, &[&args[..], &more].concat());
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let record: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!((&record["isa"], &record["kv_dtype"]), (&"Emulated device".into(), &"bf16".into()));
+    assert!(record["limits"]["bf16_dot"]["median"].as_f64().unwrap() > 0.0);
+    let results = record["results"].as_array().unwrap();
+    assert_eq!(results.len(), 2);
+    for result in results {
+        assert!(result["share_of"]["bf16_dot"].as_f64().unwrap() > 0.0, "{result}");
+        assert!(result["share_of"]["int8_dot"].is_null());
+    }
 }
 
 #[test]

@@ -1,8 +1,9 @@
 //! The kernels' source, and its compilation for one architecture with NVRTC.
 //!
 //! Compiled code is kept in a folder under a name that is the hash of everything it was made from
-//! (source, architecture, options, compiler version), so it is never stale; files appear whole or
-//! not at all, and one that cannot be read or written only costs the compilation again.
+//! (source, architecture, options, compiler version), so it is never stale; files end with a hash
+//! of what they hold, and one that is damaged or cannot be read or written only costs the
+//! compilation again.
 
 use crate::error::CudaError;
 use cudarc::nvrtc::{result, sys};
@@ -59,7 +60,7 @@ pub fn compile(
     let mut all = vec![target.as_str(), "--std=c++17", "--fmad=false"];
     all.extend(options);
     let kept = cache.map(|dir| dir.join(format!("{}.cubin", key(&source, &all))));
-    if let Some(code) = kept.as_deref().and_then(|path| std::fs::read(path).ok()) {
+    if let Some(code) = kept.as_deref().and_then(kept_code) {
         return Ok((code, String::new()));
     }
     let (code, log) = run(&source, &all, architecture)?;
@@ -84,8 +85,16 @@ fn keep(path: &Path, code: &[u8]) -> std::io::Result<()> {
     std::fs::create_dir_all(dir)?;
     let mut file = tempfile::NamedTempFile::new_in(dir)?;
     file.write_all(code)?;
+    file.write_all(blake3::hash(code).as_bytes())?;
     file.persist(path)?;
     Ok(())
+}
+
+/// What [`keep`] wrote, if it is whole.
+fn kept_code(path: &Path) -> Option<Vec<u8>> {
+    let mut code = std::fs::read(path).ok()?;
+    let hash = code.split_off(code.len().checked_sub(blake3::OUT_LEN)?);
+    (blake3::hash(&code).as_bytes()[..] == hash[..]).then_some(code)
 }
 
 /// Compiles; the program is freed whatever happens.
@@ -125,4 +134,25 @@ fn text(log: &[c_char]) -> String {
 
 fn driver_error(call: &'static str, error: &result::NvrtcError) -> CudaError {
     CudaError::Driver { call, error: format!("{error:?}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damaged_code_is_not_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kernels/a.cubin");
+        assert_eq!(kept_code(&path), None);
+        keep(&path, b"code").unwrap();
+        assert_eq!(kept_code(&path).unwrap(), b"code");
+        let whole = std::fs::read(&path).unwrap();
+        for cut in 0..whole.len() {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            assert_eq!(kept_code(&path), None, "{cut} bytes");
+        }
+        std::fs::write(&path, [b"kode", &whole[4..]].concat()).unwrap();
+        assert_eq!(kept_code(&path), None);
+    }
 }

@@ -40,14 +40,28 @@ unsafe impl Sync for Inner {}
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        // SAFETY: the last handle; nothing made from them is alive. Errors have nobody to go to.
+        // SAFETY: the last handle; nothing made from them is alive, and those that were never made
+        // are null. Errors have nobody to go to.
         unsafe {
             let _ = result::ctx::set_current(self.context);
-            let _ = result::stream::synchronize(self.stream);
-            let _ = result::module::unload(self.module);
-            let _ = result::stream::destroy(self.stream);
+            if !self.stream.is_null() {
+                let _ = result::stream::synchronize(self.stream);
+            }
+            if !self.module.is_null() {
+                let _ = result::module::unload(self.module);
+            }
+            if !self.stream.is_null() {
+                let _ = result::stream::destroy(self.stream);
+            }
             let _ = result::primary_ctx::release(self.device);
         }
+    }
+}
+
+impl PartialEq for Gpu {
+    /// Whether both are handles to the same device.
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }
 
@@ -90,19 +104,25 @@ impl Gpu {
         if major < 8 {
             return Err(CudaError::Capability { name: info.name, major, minor });
         }
-        let (code, _) = compile(&format!("sm_{major}{minor}"), &[], cache)?;
+        // A compiler that is older than the device may know the first of its generation, whose code
+        // the later ones run.
+        let (code, _) = compile(&format!("sm_{major}{minor}"), &[], cache)
+            .or_else(|error| compile(&format!("sm_{major}0"), &[], cache).map_err(|_| error))?;
         // SAFETY: the device exists; the context is released with `Inner`.
         let context = unsafe { result::primary_ctx::retain(device) }
             .map_err(failed("cuDevicePrimaryCtxRetain"))?;
+        // From here on `Inner` gives back what was taken.
+        let (stream, module) = (std::ptr::null_mut(), std::ptr::null_mut());
+        let functions = Mutex::default();
+        let mut inner = Inner { info, device, context, stream, module, functions };
         // SAFETY: the context was retained above.
         unsafe { result::ctx::set_current(context) }.map_err(failed("cuCtxSetCurrent"))?;
-        let stream = result::stream::create(result::stream::StreamKind::NonBlocking)
+        inner.stream = result::stream::create(result::stream::StreamKind::NonBlocking)
             .map_err(failed("cuStreamCreate"))?;
         // SAFETY: `code` is a whole image, as the compiler gave it or a cache kept it.
-        let module = unsafe { result::module::load_data(code.as_ptr().cast()) }
+        inner.module = unsafe { result::module::load_data(code.as_ptr().cast()) }
             .map_err(failed("cuModuleLoadData"))?;
-        let functions = Mutex::default();
-        Ok(Self(Arc::new(Inner { info, device, context, stream, module, functions })))
+        Ok(Self(Arc::new(inner)))
     }
 
     /// What the device says about itself.
@@ -230,22 +250,6 @@ impl Gpu {
             )
         }
         .map_err(failed("cuMemcpyDtoDAsync"))
-    }
-
-    /// As [`Self::copy`], to a part of a buffer that is borrowed elsewhere too: the caller alone
-    /// knows that nobody reads or writes it meanwhile.
-    ///
-    /// # Errors
-    /// What the driver says.
-    ///
-    /// # Panics
-    /// If the lengths differ.
-    pub fn copy_within<T: Pod>(
-        &self,
-        to: DeviceSlice<T>,
-        from: DeviceSlice<T>,
-    ) -> Result<(), CudaError> {
-        self.copy(to.written(), from)
     }
 
     /// Writes zeros.

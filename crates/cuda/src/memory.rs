@@ -111,8 +111,10 @@ pub struct DeviceSlice<'a, T> {
 }
 
 impl<'a, T> DeviceSlice<'a, T> {
-    /// The same values, to be written.
-    pub(crate) fn written(self) -> DeviceSliceMut<'a, T> {
+    /// The same values, to be written: for whoever knows that no other reads or writes them
+    /// meanwhile, as the owner of a part of a shared buffer does.
+    #[must_use]
+    pub fn written(self) -> DeviceSliceMut<'a, T> {
         DeviceSliceMut { ptr: self.ptr, len: self.len, values: PhantomData }
     }
 

@@ -111,11 +111,16 @@ pub struct DeviceMatrix {
 }
 
 impl DeviceMatrix {
-    /// Copies a matrix to the device, a part after the other, on as many threads as there are.
+    /// Copies a matrix to the device, a part after the other, on so many threads.
     ///
     /// # Errors
     /// Not enough device memory.
-    pub fn upload(gpu: &Gpu, weight: WeightRef, compute: Compute) -> Result<Self, CudaError> {
+    pub fn upload(
+        gpu: &Gpu,
+        weight: WeightRef,
+        compute: Compute,
+        threads: usize,
+    ) -> Result<Self, CudaError> {
         let (rows, cols) = (weight.rows(), weight.cols());
         let format = Format::of(weight.dtype(), compute);
         let mut data = gpu.alloc::<u8>(device_bytes(weight.dtype(), rows, cols, compute))?;
@@ -135,7 +140,7 @@ impl DeviceMatrix {
             let quants: &mut [u8] = cast_slice_mut(&mut chunk[..len * row_bytes / 4]);
             let chunk_scales = &mut chunk_scales[..len.next_multiple_of(GROUP) * blocks];
             chunk_scales.fill(0);
-            encode(weight, format, first, quants, chunk_scales);
+            encode(weight, format, first, (quants, chunk_scales), threads);
             gpu.upload(data.slice_mut(to), quants)?;
             let (from, bytes) = (scales + first * blocks * 2, size_of_val(chunk_scales));
             let to = data.slice_mut(from..from + bytes);
@@ -183,11 +188,16 @@ impl DeviceMatrix {
 
 /// Rows from `first` on in the layout of `format`, as many as `quants` holds. What is behind the
 /// matrix's columns and rows stays as it is: zero.
-fn encode(weight: WeightRef, format: Format, first: usize, quants: &mut [u8], scales: &mut [u16]) {
+fn encode(
+    weight: WeightRef,
+    format: Format,
+    first: usize,
+    (quants, scales): (&mut [u8], &mut [u16]),
+    threads: usize,
+) {
     let group_bytes = GROUP * format.row_bytes(weight.cols());
     let group_scales = GROUP * format.blocks(weight.cols());
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let groups = quants.len().div_ceil(group_bytes.max(1)).div_ceil(threads).max(1);
+    let groups = quants.len().div_ceil(group_bytes.max(1)).div_ceil(threads.max(1)).max(1);
     std::thread::scope(|scope| {
         let mut scales = scales.chunks_mut((groups * group_scales).max(1));
         for (i, quants) in quants.chunks_mut((groups * group_bytes).max(1)).enumerate() {

@@ -331,6 +331,13 @@ fn pieces_give_the_bits_of_the_whole() {
             assert_same_bits(&got, &whole, &format!("{shape:?} {pieces:?}"));
         }
     }
+    // A last row by itself.
+    let sequence = [Sequence::new([3, 1, 64], 129, 4)];
+    let whole = in_pieces::<bf16>(gpu, &sequence, &[129], Way::Rule);
+    for pieces in [&[64, 65][..], &[128, 1], &[64, 64, 1]] {
+        let got = in_pieces::<bf16>(gpu, &sequence, pieces, Way::Rule);
+        assert_same_bits(&got, &whole, &format!("{pieces:?}"));
+    }
     let sequence = [Sequence::new([3, 1, 12], 70, 5)];
     let whole = in_pieces::<f32>(gpu, &sequence, &[70], Way::Rule);
     let got = in_pieces::<f32>(gpu, &sequence, &[1, 1, 30, 1, 37], Way::Rule);

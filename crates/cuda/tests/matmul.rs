@@ -188,7 +188,7 @@ fn check_format<T: Number>(dtype: DType, compute: Compute, depths: &[usize]) {
         for &k in depths {
             let data = stored(dtype, n, k, (n * k) as u64);
             let stored = WeightRef::new(dtype, n, k, &data);
-            let weight = DeviceMatrix::upload(gpu, stored, compute).unwrap();
+            let weight = DeviceMatrix::upload(gpu, stored, compute, 2).unwrap();
             let x = inputs::<T>(130, k);
             let all = product(gpu, Some(Tile::R128C128), &x, &weight);
             check_products(&all, &x, stored, compute, &format!("{dtype} N {n} K {k}"));
@@ -230,11 +230,11 @@ fn products_with_other_formats() {
         let (n, k) = (33, 256);
         let data = stored(dtype, n, k, 3);
         let stored = WeightRef::new(dtype, n, k, &data);
-        let weight = DeviceMatrix::upload(gpu, stored, Compute::Bf16).unwrap();
+        let weight = DeviceMatrix::upload(gpu, stored, Compute::Bf16, 2).unwrap();
         let x = inputs::<bf16>(5, k);
         let got = product(gpu, None, &x, &weight);
         check_products(&got, &x, stored, Compute::Bf16, &format!("{dtype}"));
-        let weight = DeviceMatrix::upload(gpu, stored, Compute::F32).unwrap();
+        let weight = DeviceMatrix::upload(gpu, stored, Compute::F32, 2).unwrap();
         let x = inputs::<f32>(5, k);
         let got = product(gpu, None, &x, &weight);
         check_products(&got, &x, stored, Compute::F32, &format!("{dtype} in f32"));
@@ -247,7 +247,7 @@ fn check_rows<T: Number>(dtype: DType, compute: Compute) {
     let Some(gpu) = emulated::gpu() else { return };
     let (m, n, k) = (130, 290, 1856);
     let data = stored(dtype, n, k, 5);
-    let weight = DeviceMatrix::upload(gpu, WeightRef::new(dtype, n, k, &data), compute).unwrap();
+    let weight = DeviceMatrix::upload(gpu, WeightRef::new(dtype, n, k, &data), compute, 2).unwrap();
     let x = inputs::<T>(m, k);
     let all = product(gpu, None, &x, &weight);
     for tile in Tile::ALL {
@@ -285,7 +285,7 @@ fn no_rows_are_no_work() {
     let Some(gpu) = emulated::gpu() else { return };
     let data = stored(DType::Bf16, 3, 5, 1);
     let weight = WeightRef::new(DType::Bf16, 3, 5, &data);
-    let weight = DeviceMatrix::upload(gpu, weight, Compute::Bf16).unwrap();
+    let weight = DeviceMatrix::upload(gpu, weight, Compute::Bf16, 2).unwrap();
     let (x, mut out) = (gpu.alloc::<bf16>(0).unwrap(), gpu.alloc::<f32>(0).unwrap());
     let to = Epilogue::Store { out: out.slice_mut(..), stride: 3 };
     matmul(gpu, x.slice(..), &weight, to).unwrap();
@@ -296,7 +296,7 @@ fn no_rows_are_no_work() {
 fn weights_of_the_other_compute_type_are_refused() {
     let Some(gpu) = emulated::gpu() else { panic!("compute type for weights in F32: no device") };
     let weight = WeightRef::new(DType::F32, 1, 1, &[0; 4]);
-    let weight = DeviceMatrix::upload(gpu, weight, Compute::F32).unwrap();
+    let weight = DeviceMatrix::upload(gpu, weight, Compute::F32, 2).unwrap();
     let (x, mut out) = (gpu.alloc::<bf16>(64).unwrap(), gpu.alloc::<f32>(1).unwrap());
     let to = Epilogue::Store { out: out.slice_mut(..), stride: 1 };
     matmul(gpu, x.slice(..), &weight, to).unwrap();
@@ -305,7 +305,7 @@ fn weights_of_the_other_compute_type_are_refused() {
 /// Embeds `ids` and compares with decoded rows.
 fn check_embedding(gpu: &Gpu, weight: WeightRef, compute: Compute, ids: &[u32]) {
     let (dtype, cols) = (weight.dtype(), weight.cols());
-    let table = DeviceMatrix::upload(gpu, weight, compute).unwrap();
+    let table = DeviceMatrix::upload(gpu, weight, compute, 2).unwrap();
     assert_eq!(table.bytes(), device_bytes(dtype, weight.rows(), cols, compute), "{dtype}");
     let on_ids = gpu.upload_new(ids).unwrap();
     let mut out = gpu.alloc::<f32>(ids.len() * cols).unwrap();

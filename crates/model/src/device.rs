@@ -14,12 +14,14 @@ mod weights;
 
 use crate::batch::Batch;
 use crate::config::Config;
+use crate::layer::LayerConfig;
 use crate::nemotron_h::{ForwardError, NemotronH};
 use crate::observer::Observer;
 use crate::state::SequenceState;
 use crate::weights::Weights;
 use half::bf16;
-use hybra_cuda::{Compute, CudaError, DeviceInfo, Gpu};
+use hybra_cuda::ops::attention::MOST_SCRATCH;
+use hybra_cuda::{Compute, CudaError, Gpu, stride};
 pub(crate) use scratch::DeviceActivations;
 pub(crate) use state::{DeviceState, Layout};
 use std::sync::Arc;
@@ -67,14 +69,14 @@ impl DeviceModel {
         gpu: &Gpu,
         config: &Config,
         weights: &Weights,
-        compute: Compute,
+        (compute, threads): (Compute, usize),
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self, CudaError> {
         let value_bytes = match compute {
             Compute::F32 => size_of::<f32>(),
             Compute::Bf16 => size_of::<bf16>(),
         };
-        let weights = DeviceWeights::upload(gpu, weights, compute, progress)?;
+        let weights = DeviceWeights::upload(gpu, weights, compute, threads, progress)?;
         let layout = Layout::new(gpu, config, value_bytes);
         Ok(Self { gpu: gpu.clone(), compute, layout, weights })
     }
@@ -106,26 +108,26 @@ impl DeviceModel {
 }
 
 impl NemotronH {
-    /// The same model with its weights on a device; `progress` is told the bytes of file read so
-    /// far. The host keeps none of the matrices in memory.
+    /// Moves the weights to a device, made ready on `threads` threads; `progress` is told the bytes
+    /// of file read so far. The host keeps none of the matrices in memory. States and activations of
+    /// before are of no use after.
     ///
     /// # Errors
-    /// Not enough device memory.
-    pub fn to_device(
-        mut self,
+    /// Not enough device memory; the model is then where it was.
+    ///
+    /// # Panics
+    /// If the weights are packed.
+    pub fn move_to_device(
+        &mut self,
         gpu: &Gpu,
         compute: Compute,
+        threads: usize,
         mut progress: impl FnMut(u64),
-    ) -> Result<Self, CudaError> {
-        let model = DeviceModel::new(gpu, self.config(), self.weights(), compute, &mut progress)?;
+    ) -> Result<(), CudaError> {
+        let (config, weights) = (self.config(), self.weights());
+        let model = DeviceModel::new(gpu, config, weights, (compute, threads), &mut progress)?;
         self.set_device(model);
-        Ok(self)
-    }
-
-    /// What the device says that it is on, and the bytes of its weights there.
-    #[must_use]
-    pub fn device(&self) -> Option<(&DeviceInfo, usize)> {
-        self.device_model().map(|model| (model.gpu.info(), model.weights.bytes()))
+        Ok(())
     }
 
     /// The device that it is on.
@@ -141,12 +143,27 @@ impl NemotronH {
         Some((weights.bytes(), weights.embedding.bytes()))
     }
 
-    /// Free bytes of the device that it is on.
-    ///
-    /// # Errors
-    /// What the driver says.
-    pub fn free_device_bytes(&self) -> Result<Option<u64>, CudaError> {
-        self.device_model().map(|model| model.gpu.free_bytes()).transpose()
+    /// Bytes of device memory that a pass of `tokens` tokens with `rows` rows of logits takes beside
+    /// weights and states; of the working memory of attention its most.
+    #[must_use]
+    pub fn device_scratch_bytes(&self, tokens: usize, rows: usize) -> Option<usize> {
+        let value = match self.device_model()?.compute {
+            Compute::F32 => size_of::<f32>(),
+            Compute::Bf16 => size_of::<bf16>(),
+        };
+        let config = self.config();
+        let (mut wide, mut mix, mut conv) = (0, 0, 0);
+        for layer in &config.layers {
+            let (own_wide, own_mix, own_conv) = match layer {
+                LayerConfig::Mamba2(m) => (m.in_proj_rows(), m.d_inner(), m.conv_dim()),
+                LayerConfig::Attention(a) => (a.q_width() + 2 * a.kv_width(), a.q_width(), 0),
+                LayerConfig::Mlp(m) => (0, m.intermediate_size, 0),
+            };
+            (wide, mix, conv) = (wide.max(own_wide), mix.max(own_mix), conv.max(own_conv));
+        }
+        let h = config.hidden_size;
+        let token = 4 * (h + wide + conv) + value * (stride(h) + stride(mix)) + 2 * conv;
+        Some(tokens * token + 4 * rows * config.vocab_size + 4 * MOST_SCRATCH)
     }
 
     pub(crate) fn device_layout(&self) -> Option<&Arc<Layout>> {

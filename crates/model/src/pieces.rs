@@ -28,6 +28,8 @@ impl NemotronH {
     /// If a token is outside the vocabulary, or the device fails that the model is on.
     pub fn embed(&self, cpu: &Cpu, batch: &Batch, act: &mut Activations) {
         if let Some(device) = self.device_model() {
+            let vocab = self.config().vocab_size;
+            assert!(batch.tokens().iter().all(|&id| (id as usize) < vocab), "ids below {vocab}");
             return works(device.embed(&mut self.piece(batch, act)));
         }
         let (tokens, h) = (batch.tokens().len(), self.config().hidden_size);

@@ -68,11 +68,6 @@ impl<'m> Bencher<'m> {
         self.cpu
     }
 
-    /// Whether the model is on a GPU.
-    pub(crate) fn is_on_device(&self) -> bool {
-        self.model.gpu().is_some()
-    }
-
     /// The model's configuration.
     pub(crate) fn config(&self) -> &'m Config {
         self.model.config()

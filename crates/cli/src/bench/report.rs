@@ -115,7 +115,10 @@ impl Report {
         }
         let cpu = machine.cpu.as_deref().unwrap_or("unknown CPU");
         let (threads, cores) = (plural(self.threads, "thread"), plural(machine.cores, "core"));
-        writeln!(f, "{cpu}, {threads} on {cores}, {}\n", self.isa)
+        match self.is_on_device() {
+            true => writeln!(f, "{}, beside {cpu}\n", self.isa),
+            false => writeln!(f, "{cpu}, {threads} on {cores}, {}\n", self.isa),
+        }
     }
 
     fn write_limits(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -138,7 +141,11 @@ impl Report {
 
     /// Shares that are printed: those of the limits that processors of this kind meet.
     fn columns(&self) -> &'static [Column] {
-        if self.limits.f32_fma.is_some() { &CPU_COLUMNS } else { &GPU_COLUMNS }
+        if self.is_on_device() { &GPU_COLUMNS } else { &CPU_COLUMNS }
+    }
+
+    fn is_on_device(&self) -> bool {
+        self.limits.f32_fma.is_none()
     }
 
     fn write_results(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -175,7 +182,7 @@ impl Report {
         writeln!(f, "{names}: work done, as a share of the limit above (see --help).")?;
         let cache =
             self.machine.last_cache_bytes.filter(|&bytes| self.work.step_weight_bytes < bytes);
-        if let Some(cache) = cache {
+        if let Some(cache) = cache.filter(|_| !self.is_on_device()) {
             let cache = size::bytes(cache);
             writeln!(f, "The weights fit in the cache ({cache}): memory does not limit decoding.")?;
         }

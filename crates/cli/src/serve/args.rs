@@ -128,7 +128,8 @@ pub(super) struct EngineArgs {
     #[arg(long, value_name = "N", default_value_t = 8)]
     #[arg(value_parser = clap::value_parser!(u32).range(1..))]
     max_prefill_while_decoding: u32,
-    /// Memory for the states of running requests and of the cache [default: no limit]
+    /// Memory for the states of running requests and of the cache [default: no limit; on
+    /// a GPU what weights leave]
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     state_memory: Option<u64>,
     /// Memory for states of prompts that later prompts go on from (0: none)

@@ -9,15 +9,15 @@
 //! layer's byte offset lie `[k|v][kv head][64][head_dim]` of T. Pages lie anywhere in device
 //! memory, aligned to 16 bytes, and positions nobody has written yet may hold anything.
 //!
-//! **Which kernel.** A segment of one token, and every segment where T = f32 or
-//! [`KvLayer::takes_prefill`] says no, goes through attention_decode.cu: spans of 512 positions in
-//! parallel, then their merge. Other segments go through attention_prefill.cu (FlashAttention-2).
-//! The rule is a function of a segment's length alone.
+//! **Which kernel.** The last row of a segment of 64k + 1 rows, so also a segment of one token, and
+//! every row where T = f32 or [`KvLayer::takes_prefill`] says no, goes through attention_decode.cu:
+//! spans of 512 positions in parallel, then their merge. Other rows go through attention_prefill.cu
+//! (FlashAttention-2). So a row takes the same kernel however a prompt is cut at multiples of 64.
 //!
 //! **Equalities.** With either kernel a row's bits are a function of its query, its position, and
 //! the keys and values up to its page's end. So a batch gives each segment the bits it has alone,
-//! and any pieces of a sequence give the bits of the whole, as long as all or none of them are
-//! single tokens (always where T = f32). The two kernels agree to rounding only.
+//! and pieces of a sequence cut at multiples of 64 (where T = f32, any pieces) give the bits of the
+//! whole. The two kernels agree to rounding only.
 //!
 //! **Numbers.** Sums and softmax in f32. Where T = bf16, keys, values and the output are rounded to
 //! it; on matrix units (prefill, and decode with head_dim 64 or 128) also queries, and the weights
@@ -41,6 +41,8 @@ pub const KV_PAGE_LEN: usize = 64;
 const SPAN: usize = 512;
 /// Query heads of a kv head that a block takes, as in attention_decode.cu.
 const HEADS_PER_BLOCK: usize = 8;
+/// Most f32 values of scratch that [`attention`] asks for: 64 MiB.
+pub const MOST_SCRATCH: usize = 16 << 20;
 /// Positions that a block takes, as in attention_prefill.cu.
 const PREFILL_ROWS: usize = 128;
 
@@ -174,6 +176,25 @@ impl KvLayer<'_> {
         tokens * self.num_heads * context.div_ceil(SPAN) * (self.head_dim + 2)
     }
 
+    /// f32 values of scratch for [`attention`] of a batch: of all rows of the decode kernel, or of
+    /// as many as [`MOST_SCRATCH`] holds, at least one.
+    #[must_use]
+    pub fn attention_scratch_len<T: Value>(&self, lens: &[SegmentLen]) -> usize {
+        let decoded = |segment: &SegmentLen| self.decoded_rows::<T>(segment);
+        let rows: usize = lens.iter().map(decoded).sum();
+        let contexts = lens.iter().filter(|s| decoded(s) > 0).map(|s| s.past + s.len);
+        let each = self.scratch_len(1, contexts.max().unwrap_or(0));
+        each * rows.min((MOST_SCRATCH / each.max(1)).max(1))
+    }
+
+    /// The last rows of a segment that the decode kernel takes.
+    fn decoded_rows<T: Value>(&self, segment: &SegmentLen) -> usize {
+        match self.takes_prefill::<T>() {
+            true => usize::from(segment.len % KV_PAGE_LEN == 1),
+            false => segment.len,
+        }
+    }
+
     fn batch(&self) -> KvBatch {
         let Self { num_heads, num_kv_heads, head_dim, layer_offset, segments } = *self;
         assert!(num_kv_heads > 0 && head_dim > 0, "{num_kv_heads} kv heads of {head_dim}");
@@ -254,8 +275,7 @@ pub fn kv_append<T: Value>(
 
 /// Attention of all rows of a batch: q `[T, heads · head_dim]`, out `[T, stride(heads · head_dim)]`
 /// with zeros in the padding. `lens` are the segments, as on the device; keys and values of their
-/// rows are in the pages already. `scratch`: [`KvLayer::scratch_len`], never smaller than of one
-/// row.
+/// rows are in the pages already. `scratch`: [`KvLayer::attention_scratch_len`].
 ///
 /// # Errors
 /// What the driver says.
@@ -271,22 +291,32 @@ pub fn attention<T: Value>(
     mut scratch: DeviceSliceMut<f32>,
 ) -> Result<(), CudaError> {
     assert_eq!(lens.len(), layer.segments.len.len(), "segments");
-    let prefills = |segment: &SegmentLen| layer.takes_prefill::<T>() && segment.len > 1;
-    let (mut segment, mut token) = (0, 0);
+    let decoded = |segment: &SegmentLen| layer.decoded_rows::<T>(segment);
+    let prefills = |segment: &SegmentLen| decoded(segment) < segment.len;
+    let mut segment = 0;
     for run in lens.chunk_by(|a, b| prefills(a) == prefills(b)) {
-        let tokens = token..token + run.iter().map(|s| s.len).sum::<usize>();
         let segments = segment..segment + run.len();
-        (token, segment) = (tokens.end, segments.end);
-        let (out, scratch) = (out.reborrow(), scratch.reborrow());
+        segment = segments.end;
         if prefills(&run[0]) {
             let longest = run.iter().map(|s| s.len).max().unwrap_or(0);
-            attention_prefill(gpu, layer, segments, longest, q, out)?;
-        } else {
-            let context = run.iter().map(|s| s.past + s.len).max().unwrap_or(0);
-            attention_decode(gpu, layer, tokens, context, q, out, scratch)?;
+            attention_prefill(gpu, layer, segments, longest, q, out.reborrow())?;
         }
     }
-    Ok(())
+    // After prefill, which wrote the last rows of its segments, too. Neighbours share a launch.
+    let (mut end, mut tokens, mut context) = (0, 0..0, 0);
+    for segment in lens {
+        end += segment.len;
+        let rows = end - decoded(segment)..end;
+        if tokens.end != rows.start && !rows.is_empty() {
+            let (out, scratch) = (out.reborrow(), scratch.reborrow());
+            attention_decode(gpu, layer, tokens, context, q, out, scratch)?;
+            (tokens, context) = (rows.start..rows.start, 0);
+        }
+        if !rows.is_empty() {
+            (tokens.end, context) = (rows.end, context.max(segment.past + segment.len));
+        }
+    }
+    attention_decode(gpu, layer, tokens, context, q, out, scratch)
 }
 
 /// The rows `tokens` of [`attention`], span by span, whatever segments they are of; other rows of

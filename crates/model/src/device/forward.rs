@@ -8,7 +8,7 @@ use super::{DeviceModel, Piece};
 use crate::layer::{AttentionConfig, LayerConfig, Mamba2Config};
 use crate::observer::{BlockActivations, Observer};
 use crate::state::SequenceState;
-use hybra_cuda::ops::attention::{HeadColumns, KvLayer, SegmentLen, attention, kv_append};
+use hybra_cuda::ops::attention::{HeadColumns, KvLayer, attention, kv_append};
 use hybra_cuda::ops::embedding::embedding;
 use hybra_cuda::ops::mamba_split_conv1d_scan::{
     MixerParams, MixerScratch, mamba_split_conv1d_scan,
@@ -186,7 +186,8 @@ impl Pass<'_> {
         let (q, k, v) = (columns(0), columns(q_width), columns(q_width + kv_width));
         kv_append::<T>(gpu, &layer, k, v)?;
         let lens = scratch.tables.lens();
-        let partial = scratch.partial.sized(gpu, partial_len::<T>(&layer, lens))?;
+        let partial = layer.attention_scratch_len::<T>(lens);
+        let partial = scratch.partial.sized(gpu, partial)?;
         let out = scratch.mix.sized(gpu, tokens * stride(q_width))?;
         attention(gpu, &layer, lens, q, out, partial)?;
         self.add(o_proj, scratch)
@@ -210,14 +211,4 @@ impl Pass<'_> {
         let out = scratch.hidden.get_mut(self.tokens * self.hidden);
         matmul(&self.model.gpu, x, w, Epilogue::Add { out, stride: self.hidden })
     }
-}
-
-/// Scratch of attention: of the rows that the decode kernel takes, in launches of at most so many.
-fn partial_len<T: Number>(layer: &KvLayer, lens: &[SegmentLen]) -> usize {
-    const MOST_ROWS: usize = 256;
-    let prefills = |s: &SegmentLen| layer.takes_prefill::<T>() && s.len > 1;
-    let decoded = lens.iter().filter(|s| !prefills(s));
-    let rows: usize = decoded.clone().map(|s| s.len).sum();
-    let context = decoded.map(|s| s.past + s.len).max().unwrap_or(0);
-    layer.scratch_len(rows.min(MOST_ROWS), context)
 }

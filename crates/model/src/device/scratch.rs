@@ -64,6 +64,9 @@ impl Number for bf16 {
     }
 }
 
+/// Values below which a buffer is made up to twice as large as needed.
+const SMALL: usize = 1 << 20;
+
 /// A buffer that is replaced by a larger one where a call needs more.
 pub(super) struct Grown<T>(Option<DeviceBuffer<T>>);
 
@@ -80,9 +83,12 @@ impl<T: bytemuck::Pod> Grown<T> {
         gpu: &Gpu,
         len: usize,
     ) -> Result<DeviceSliceMut<'_, T>, CudaError> {
-        if self.0.as_ref().is_none_or(|buffer| buffer.len() < len) {
-            // The old one goes first, so that both need not fit.
+        let fits = |buffer: &DeviceBuffer<T>| buffer.len() >= len && buffer.gpu() == gpu;
+        if !self.0.as_ref().is_some_and(fits) {
+            // The old one goes first, so that both need not fit. What grows with every page or span
+            // must not be made anew each time.
             self.0 = None;
+            let len = if len < SMALL { len.next_power_of_two() } else { len };
             self.0 = Some(gpu.alloc(len)?);
         }
         Ok(self.0.as_mut().expect("made above").slice_mut(..len))

@@ -54,6 +54,18 @@ impl Layout {
         Arc::new(Self { slots, pages, mamba, attention })
     }
 
+    /// What `make` makes, if need be after unused memory of the other kind went back to the driver.
+    fn in_room<T>(&self, make: impl Fn() -> Result<T, CudaError>) -> Result<T, CudaError> {
+        match make() {
+            Err(CudaError::OutOfMemory { .. }) => {
+                self.slots.release();
+                self.pages.release();
+                make()
+            }
+            made => made,
+        }
+    }
+
     /// A state that has read nothing.
     pub(crate) fn fresh(self: &Arc<Self>) -> DeviceState {
         DeviceState { layout: Arc::clone(self), place: Place::Fresh }
@@ -111,20 +123,26 @@ impl DeviceState {
         }
     }
 
+    /// Whether it is of the model with this layout.
+    pub(super) fn is_of(&self, layout: &Layout) -> bool {
+        std::ptr::eq(&raw const *self.layout, layout)
+    }
+
     /// Brings it to the device, with pages for `len` positions.
     pub(super) fn reserve(&mut self, len: usize) -> Result<&Resident, CudaError> {
         let Layout { slots, pages, .. } = &*self.layout;
         match &self.place {
             Place::Device(_) => {}
             Place::Fresh => {
-                let slot = slots.zeroed()?;
+                let slot = self.layout.in_room(|| slots.zeroed())?;
                 self.place = Place::Device(Resident { slot, pages: Vec::new() });
             }
             Place::Host(image) => {
                 let (slot, rest) = image.split_at(slots.block_bytes());
-                let slot = slots.upload(slot)?;
+                let slot = self.layout.in_room(|| slots.upload(slot))?;
                 let parts = rest.chunks_exact(pages.block_bytes().max(1));
-                let pages = parts.map(|page| pages.upload(page).map(Arc::new));
+                let upload = |page| self.layout.in_room(|| pages.upload(page)).map(Arc::new);
+                let pages = parts.map(upload);
                 let pages = pages.collect::<Result<_, _>>()?;
                 self.place = Place::Device(Resident { slot, pages });
             }
@@ -134,7 +152,7 @@ impl DeviceState {
         }
         let Place::Device(resident) = &mut self.place else { unreachable!("brought there above") };
         while pages.block_bytes() > 0 && resident.pages.len() < len.div_ceil(PAGE) {
-            resident.pages.push(Arc::new(pages.zeroed()?));
+            resident.pages.push(Arc::new(self.layout.in_room(|| pages.zeroed())?));
         }
         Ok(resident)
     }
@@ -166,20 +184,22 @@ impl DeviceState {
             Place::Lost(error) => Place::Lost(error.clone()),
             Place::Device(resident) => match self.copy_resident(resident, len) {
                 Ok(copy) => Place::Device(copy),
-                Err(_) => match self.image(len) {
+                Err(CudaError::OutOfMemory { .. }) => match self.image(len) {
                     Ok(image) => Place::Host(image),
                     Err(error) => Place::Lost(error.to_string()),
                 },
+                Err(error) => Place::Lost(error.to_string()),
             },
         };
         Self { layout: Arc::clone(&self.layout), place }
     }
 
     fn copy_resident(&self, resident: &Resident, len: usize) -> Result<Resident, CudaError> {
-        let slot = self.layout.slots.copy_of(&resident.slot)?;
+        let layout = &self.layout;
+        let slot = layout.in_room(|| layout.slots.copy_of(&resident.slot))?;
         let mut pages = resident.pages[..(len / PAGE).min(resident.pages.len())].to_vec();
         if let Some(begun) = resident.pages.get(len / PAGE).filter(|_| !len.is_multiple_of(PAGE)) {
-            pages.push(Arc::new(self.layout.pages.copy_of(begun)?));
+            pages.push(Arc::new(layout.in_room(|| layout.pages.copy_of(begun))?));
         }
         Ok(Resident { slot, pages })
     }

@@ -49,7 +49,8 @@ impl Tables {
             assert!(!segment.draft, "a device reads no drafts");
             let past = state.len();
             self.lens.push(SegmentLen { len: segment.len, past });
-            let device = state.device.as_mut().expect("a state of this model");
+            let device = state.device.as_mut().filter(|device| device.is_of(layout));
+            let device = device.expect("states are of the model that reads them");
             let resident = device.reserve(past + segment.len)?;
             for (layer, (conv, ssm)) in mamba.iter().enumerate() {
                 let slot = resident.slot.address();

@@ -42,6 +42,7 @@ pub(super) struct DeviceWeights {
 struct Upload<'a> {
     gpu: &'a Gpu,
     compute: Compute,
+    threads: usize,
     done: u64,
     progress: &'a mut dyn FnMut(u64),
 }
@@ -51,9 +52,10 @@ impl DeviceWeights {
         gpu: &Gpu,
         weights: &Weights,
         compute: Compute,
+        threads: usize,
         progress: &mut dyn FnMut(u64),
     ) -> Result<Self, CudaError> {
-        let mut upload = Upload { gpu, compute, done: 0, progress };
+        let mut upload = Upload { gpu, compute, threads, done: 0, progress };
         let embedding = upload.matrix(&weights.embedding)?;
         let layers = weights.layers.iter().map(|layer| upload.layer(layer));
         let layers = layers.collect::<Result<_, _>>()?;
@@ -85,7 +87,7 @@ impl DeviceWeights {
 impl Upload<'_> {
     /// Uploads a matrix as stored; the file's pages leave memory.
     fn matrix(&mut self, matrix: &Matrix) -> Result<DeviceMatrix, CudaError> {
-        let uploaded = DeviceMatrix::upload(self.gpu, matrix.view(), self.compute)?;
+        let uploaded = DeviceMatrix::upload(self.gpu, matrix.view(), self.compute, self.threads)?;
         matrix.release();
         self.done += matrix.bytes() as u64;
         (self.progress)(self.done);
