@@ -29,7 +29,6 @@ const SOURCES: &[(&str, &str)] = sources![
     "ops/kv_append.cu",
     "ops/attention_decode.cu",
     "ops/attention_prefill.cu",
-    "ops/sample.cu",
     "ops/limits.cu",
 ];
 

@@ -68,6 +68,21 @@ pub fn attention<'c>(
     num_heads: usize,
     out: MatMut,
 ) {
+    of_segments(cpu, q, num_segments, &segment, num_heads, out);
+}
+
+/// Gives the segments by number.
+type Segments<'a, 'c> = &'a (dyn Fn(usize) -> Segment<'c> + Sync);
+
+/// [`attention`] for whatever function: compiled once, not in every crate that calls it.
+fn of_segments(
+    cpu: &Cpu,
+    q: MatRef,
+    num_segments: usize,
+    segment: Segments,
+    num_heads: usize,
+    out: MatMut,
+) {
     assert_eq!([q.rows(), q.cols()], [out.rows(), out.cols()], "shapes of q and out");
     if num_segments == 0 {
         return;
@@ -76,8 +91,8 @@ pub fn attention<'c>(
     assert_eq!(q.cols(), num_heads * shape.dim, "columns of q and out");
     // Taken, not borrowed, while tasks run on this thread too; put back with its buffers.
     let mut plan = PLAN.take();
-    plan.fill(num_segments, &segment, shape);
-    run(cpu, q, &segment, shape, &mut plan, out);
+    plan.fill(num_segments, segment, shape);
+    run(cpu, q, segment, shape, &mut plan, out);
     PLAN.set(plan);
 }
 
@@ -129,7 +144,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn fill<'c>(&mut self, num: usize, segment: &impl Fn(usize) -> Segment<'c>, shape: Shape) {
+    fn fill(&mut self, num: usize, segment: Segments, shape: Shape) {
         let height = (ROWS_PER_PART / shape.group).max(1);
         let Self { tiles, tile_segments, split, split_segments, tasks, .. } = self;
         for list in [&mut *tile_segments, split_segments, tasks] {
@@ -165,14 +180,7 @@ impl Plan {
     }
 }
 
-fn run<'c>(
-    cpu: &Cpu,
-    q: MatRef,
-    segment: &(impl Fn(usize) -> Segment<'c> + Sync),
-    shape: Shape,
-    plan: &mut Plan,
-    mut out: MatMut,
-) {
+fn run(cpu: &Cpu, q: MatRef, segment: Segments, shape: Shape, plan: &mut Plan, mut out: MatMut) {
     let Plan { tiles, tile_segments, split, split_segments, tasks, partial, .. } = plan;
     let Shape { kv_heads, dim, group } = shape;
     let len = shape.partial_len(plan.split_queries).max(1);

@@ -63,7 +63,18 @@ pub fn mamba_split_conv1d_scan<'s>(
     cpu: &Cpu,
     p: &MixerParams,
     zxbcdt: MatRef,
-    segments: impl ExactSizeIterator<Item = MixerSegment<'s>>,
+    mut segments: impl ExactSizeIterator<Item = MixerSegment<'s>>,
+    out: MatMut,
+) {
+    of_segments(cpu, p, zxbcdt, &mut segments, out);
+}
+
+/// [`mamba_split_conv1d_scan`] for whatever iterator: compiled once, not in every crate that calls it.
+fn of_segments<'s>(
+    cpu: &Cpu,
+    p: &MixerParams,
+    zxbcdt: MatRef,
+    segments: &mut dyn ExactSizeIterator<Item = MixerSegment<'s>>,
     mut out: MatMut,
 ) {
     check(p, zxbcdt, &out);
