@@ -38,7 +38,7 @@ fn a_gpu_answers_as_the_cpu_does_and_says_that_it_did() {
     };
     let (on_gpu, said) = reply("cuda:0", &[]);
     assert!(said.contains("device: cuda:0 Emulated device (sm_80), bf16, "), "{said}");
-    assert_eq!(on_gpu["message"]["content"], "7");
+    assert_eq!(on_gpu["message"]["content"], "7\n");
     assert_eq!(on_gpu["message"]["reasoning_content"], "d=c*9\nc=b-7\nb=0\nc=3\nd=7\n");
     let (exact, said) = reply("auto", &["--arithmetic", "exact", "--thinking-budget", "8"]);
     assert!(said.contains(", f32, "), "{said}");

@@ -16,8 +16,8 @@ const LEAST_BYTES: u64 = 256 << 20;
 /// spent on measuring.
 const MOST_BYTES: u64 = 1 << 30;
 
-/// Rounds of products that take some milliseconds on a GPU.
-const MMA_ROUNDS: u32 = 1 << 13;
+/// Rounds of products to begin with.
+const MMA_ROUNDS: u32 = 64;
 
 /// Samples of every limit.
 pub(crate) struct Limits {

@@ -23,8 +23,12 @@ struct LimitArgs {
 const THREADS: u32 = 256;
 /// Blocks on each multiprocessor.
 const BLOCKS: usize = 4;
-/// Launches between two looks at the clock, so that what a launch costs the host does not count.
+/// Launches between two looks at the clock, so that what a launch costs the host does not count
+/// where it would.
 const REPEATS: u32 = 16;
+const LONG_SECONDS: f64 = 0.01;
+/// A faster device than any is measured with no more.
+const MOST_ROUNDS: u32 = 1 << 16;
 /// Operations of a round of a warp: eight products of 16 × 8 × 16.
 const ROUND_OPS: u64 = 8 * 2 * 16 * 8 * 16;
 
@@ -55,14 +59,20 @@ impl DeviceLimits {
         self.run("limit_memory_read", 1).map(|seconds| bytes / seconds)
     }
 
-    /// Operations in a second, two for each product, of bf16 with f32 sums.
+    /// Operations in a second, two for each product, of bf16 with f32 sums; from `rounds` on as many
+    /// as take a millisecond.
     ///
     /// # Errors
     /// What the driver says.
-    pub fn mma_bf16(&mut self, rounds: u32) -> Result<f64, CudaError> {
+    pub fn mma_bf16(&mut self, mut rounds: u32) -> Result<f64, CudaError> {
         let warps = (self.out.len() as u64) * u64::from(THREADS / 32);
-        let ops = (warps * ROUND_OPS * u64::from(rounds)) as f64;
-        self.run("limit_mma_bf16", rounds).map(|seconds| ops / seconds)
+        loop {
+            let seconds = self.run("limit_mma_bf16", rounds)?;
+            if seconds > 1e-3 || rounds > MOST_ROUNDS {
+                return Ok((warps * ROUND_OPS * u64::from(rounds)) as f64 / seconds);
+            }
+            rounds *= 4;
+        }
     }
 
     /// What the blocks of the last measurement gave.
@@ -73,18 +83,23 @@ impl DeviceLimits {
         self.gpu.to_vec(self.out.slice(..))
     }
 
-    /// Seconds of a kernel: of one of several in a row, after one that is not counted.
+    /// Seconds of a kernel, after one that is not counted; of one of several in a row if it is short.
     fn run(&mut self, kernel: &'static str, rounds: u32) -> Result<f64, CudaError> {
         let (from, len) = (self.values.slice(..).ptr(), self.values.len() as u64);
         let out = self.out.slice_mut(..).ptr();
         let args = LimitArgs { from, out, len, rounds, _end: 0 };
         let blocks = self.out.len() as u32;
         let launch = || self.gpu.launch(kernel, [blocks, 1, 1], THREADS, 0, &args);
-        launch()?;
-        self.gpu.synchronize()?;
-        let started = Instant::now();
-        (0..REPEATS).try_for_each(|_| launch())?;
-        self.gpu.synchronize()?;
-        Ok(started.elapsed().as_secs_f64() / f64::from(REPEATS))
+        let timed = |times: u32| {
+            let started = Instant::now();
+            (0..times).try_for_each(|_| launch())?;
+            self.gpu.synchronize()?;
+            Ok(started.elapsed().as_secs_f64() / f64::from(times))
+        };
+        timed(1)?;
+        match timed(1)? {
+            seconds if seconds > LONG_SECONDS => Ok(seconds),
+            _ => timed(REPEATS),
+        }
     }
 }
