@@ -23,7 +23,7 @@ fn kit(compute: Compute) -> Option<Kit> {
 fn tokens_are_those_of_the_cpu() {
     let Some(kit) = kit(Compute::F32) else { return };
     let config = EngineConfig { kv_dtype: KvDtype::F32, ..EngineConfig::default() };
-    let request = kit.thinking(&Numbers(1).tokens(100), 1, 40);
+    let request = kit.thinking(&Numbers(1).tokens(100), 1, 12);
     let found = run(&mut kit.engine(config.clone()), request.clone());
     let expected = run(&mut Kit::new().engine(config), request);
     let ids = |tokens: &[(u32, u32)]| tokens.iter().map(|(id, _)| *id).collect::<Vec<_>>();
@@ -37,7 +37,7 @@ fn a_batch_has_the_tokens_of_single_requests() {
         let lens = [3, 90, 64, 130];
         let requests = lens.iter().enumerate();
         let requests: Vec<_> = requests
-            .map(|(i, len)| kit.request(&Numbers(i as u64).tokens(*len), i as u64, 20))
+            .map(|(i, len)| kit.request(&Numbers(i as u64).tokens(*len), i as u64, 6))
             .collect();
         let mut engine = kit.engine(EngineConfig::default());
         let ids: Vec<_> = requests.iter().map(|r| engine.add(r.clone()).unwrap()).collect();
@@ -57,7 +57,7 @@ fn a_longer_prompt_goes_on_from_the_state_of_the_shorter_one() {
     let tokens = Numbers(1).tokens(500);
     let mut engine = kit.engine(config);
     for (len, cached) in [(100, 0), (300, 64), (321, 256)] {
-        let request = kit.request(&tokens[..len], 5, 10);
+        let request = kit.request(&tokens[..len], 5, 4);
         let alone = run(&mut kit.engine(EngineConfig::default()), request.clone());
         let warm = run(&mut engine, request);
         assert_eq!(warm.end.unwrap().cached_tokens, cached);
@@ -73,7 +73,7 @@ fn states_that_find_no_room_go_to_files_and_come_back() {
     let memory = costs.at(64) + costs.at(128);
     let config = EngineConfig { state_memory: Some(memory), ..EngineConfig::default() };
     let mut engine = kit.engine(config);
-    let requests = [0, 1].map(|i| kit.request(&Numbers(i).tokens(40), i, 60));
+    let requests = [0, 1].map(|i| kit.request(&Numbers(i).tokens(60), i, 12));
     let ids = requests.clone().map(|request| engine.add(request).unwrap());
     let mut outputs = Outputs::default();
     outputs.drain(&mut engine);
