@@ -3,12 +3,17 @@
 #   bash tests/cuda/run.sh           NVIDIA's compiler on every kernel, for sm_80, sm_86 and sm_90
 #   bash tests/cuda/run.sh --gpu OUT besides, all tests of the backend on the machine's own GPU,
 #                                    `hybra verify` of the golden checkpoints on it, and records of
-#                                    `hybra bench` in the folder OUT (random weights of the 9B)
+#                                    `hybra bench` in the folder OUT (random weights of the 9B, for
+#                                    which 18 GB of $TMPDIR are used meanwhile)
 # The compiler's library (libnvrtc.so.12) is looked for in the folder $HYBRA_NVRTC, else taken from
 # the Python package nvidia-cuda-nvrtc-cu12. Where it cannot be had a banner says so.
 set -euo pipefail
+if [ "${1:-}" = --gpu ]; then
+    mkdir -p "${2:?"usage: tests/cuda/run.sh --gpu OUT"}"
+    out=$(cd "$2" && pwd)
+fi
 cd "$(dirname "$0")/../.."
-venv=${HYBRA_CUDA_VENV:-${CARGO_TARGET_DIR:-target}/cuda-venv}
+venv=$(realpath -m "${HYBRA_CUDA_VENV:-${CARGO_TARGET_DIR:-target}/cuda-venv}")
 
 banner() {
     printf '%s\n' '' '!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!!' "$1" \
@@ -28,8 +33,6 @@ else
 fi
 
 [ "${1:-}" = --gpu ] || exit 0
-out=${2:?"usage: tests/cuda/run.sh --gpu OUT"}
-mkdir -p "$out"
 export HYBRA_TEST_GPU=1
 export LD_LIBRARY_PATH=${HYBRA_NVRTC:+$HYBRA_NVRTC:}${LD_LIBRARY_PATH:-}
 cargo test --workspace --locked --test attention --test device --test limits --test mamba \

@@ -12,9 +12,7 @@
 //!   [`stride`]`(columns)` and zeros in the padding; everything else is f32.
 //!
 //! Tests run the kernels on an emulated device (`tests/emulator`), which has the driver's interface
-//! and runs the same sources on the CPU, and on a GPU where there is one ([docs/cuda.md]).
-//!
-//! [docs/cuda.md]: https://github.com/hybra/hybra/blob/main/docs/cuda.md
+//! and runs the same sources on the CPU, and on a GPU where there is one (docs/cuda.md).
 
 #[cfg(feature = "cuda")]
 mod compile;

@@ -3,7 +3,7 @@
 //! Invariants: a Mamba layer's state has a constant size, whatever the length of the sequence; an
 //! attention layer's cache holds exactly [`SequenceState::len`] positions; convolution windows are
 //! f32. Cloning gives an independent snapshot. The state of a model on a GPU lies there
-//! ([`crate::device`]) and has no layers here.
+//! and has no layers here.
 
 use crate::config::Config;
 use crate::device::DeviceState;
