@@ -146,7 +146,7 @@ mod tests {
         assert_eq!(
             messages(&[package("engine", &["hybra-model", "hybra-tokenizer"])]),
             ["`hybra-engine` may not depend on `hybra-tokenizer`; allowed: hybra-model, \
-              hybra-kernels"]
+              hybra-cuda, hybra-kernels"]
         );
         assert_eq!(
             messages(&[package("kernels", &["hybra-model"])]),
