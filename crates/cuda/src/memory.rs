@@ -38,6 +38,7 @@ impl<T> Drop for DeviceBuffer<T> {
 
 impl<T> DeviceBuffer<T> {
     /// Takes over memory that the device allocated for `len` values.
+    #[cfg(feature = "cuda")]
     pub(crate) fn new(gpu: Gpu, ptr: u64, len: usize) -> Self {
         Self { gpu, ptr, len, values: PhantomData }
     }
