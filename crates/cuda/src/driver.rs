@@ -106,8 +106,12 @@ impl Gpu {
         }
         // A compiler that is older than the device may know the first of its generation, whose code
         // the later ones run.
-        let (code, _) = compile(&format!("sm_{major}{minor}"), &[], cache)
-            .or_else(|error| compile(&format!("sm_{major}0"), &[], cache).map_err(|_| error))?;
+        let (code, _) = match compile(&format!("sm_{major}{minor}"), &[], cache) {
+            Err(error @ CudaError::Compile { .. }) if minor > 0 => {
+                compile(&format!("sm_{major}0"), &[], cache).map_err(|_| error)
+            }
+            compiled => compiled,
+        }?;
         // SAFETY: the device exists; the context is released with `Inner`.
         let context = unsafe { result::primary_ctx::retain(device) }
             .map_err(failed("cuDevicePrimaryCtxRetain"))?;

@@ -5,7 +5,7 @@
 
 use crate::driver::Gpu;
 use std::marker::PhantomData;
-use std::ops::{Bound, Range, RangeBounds};
+use std::ops::{Bound, Deref, Range, RangeBounds};
 
 /// What a device says about itself.
 #[derive(Clone, Debug)]
@@ -84,7 +84,7 @@ impl<T> DeviceBuffer<T> {
     #[must_use]
     pub fn slice_mut(&mut self, range: impl RangeBounds<usize>) -> DeviceSliceMut<'_, T> {
         let (ptr, len) = self.place(range);
-        DeviceSliceMut { ptr, len, values: PhantomData }
+        DeviceSlice { ptr, len, values: PhantomData }.written()
     }
 
     fn place(&self, range: impl RangeBounds<usize>) -> (u64, usize) {
@@ -104,19 +104,27 @@ impl<T> DeviceBuffer<T> {
 }
 
 /// Values in device memory, read only.
-#[derive(Clone, Copy)]
 pub struct DeviceSlice<'a, T> {
     ptr: u64,
     len: usize,
     values: PhantomData<&'a T>,
 }
 
+impl<T> Clone for DeviceSlice<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+// Whatever T is: a slice is an address and a number.
+impl<T> Copy for DeviceSlice<'_, T> {}
+
 impl<'a, T> DeviceSlice<'a, T> {
     /// The same values, to be written: for whoever knows that no other reads or writes them
     /// meanwhile, as the owner of a part of a shared buffer does.
     #[must_use]
     pub fn written(self) -> DeviceSliceMut<'a, T> {
-        DeviceSliceMut { ptr: self.ptr, len: self.len, values: PhantomData }
+        DeviceSliceMut { values: self, written: PhantomData }
     }
 
     /// Address of the first.
@@ -138,53 +146,35 @@ impl<'a, T> DeviceSlice<'a, T> {
     }
 }
 
-/// Values in device memory that an op writes.
+/// Values in device memory that an op writes; they can be read as a [`DeviceSlice`], too.
 pub struct DeviceSliceMut<'a, T> {
-    ptr: u64,
-    len: usize,
-    values: PhantomData<&'a mut T>,
+    values: DeviceSlice<'a, T>,
+    written: PhantomData<&'a mut T>,
+}
+
+impl<'a, T> Deref for DeviceSliceMut<'a, T> {
+    type Target = DeviceSlice<'a, T>;
+    fn deref(&self) -> &DeviceSlice<'a, T> {
+        &self.values
+    }
 }
 
 impl<T> DeviceSliceMut<'_, T> {
-    /// Address of the first.
-    #[must_use]
-    pub fn ptr(&self) -> u64 {
-        self.ptr
-    }
-
-    /// Values.
-    #[must_use]
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
     /// Some of them.
     ///
     /// # Panics
     /// If the range is not inside.
     #[must_use]
     pub fn part(&mut self, range: Range<usize>) -> DeviceSliceMut<'_, T> {
-        let Range { start, end } = range;
-        assert!(start <= end && end <= self.len, "{start}..{end} of {} values", self.len);
-        let ptr = self.ptr + (start * size_of::<T>()) as u64;
-        DeviceSliceMut { ptr, len: end - start, values: PhantomData }
+        let (Range { start, end }, DeviceSlice { ptr, len, values }) = (range, self.values);
+        assert!(start <= end && end <= len, "{start}..{end} of {len} values");
+        let ptr = ptr + (start * size_of::<T>()) as u64;
+        DeviceSlice { ptr, len: end - start, values }.written()
     }
 
     /// The same values for a shorter time.
     #[must_use]
     pub fn reborrow(&mut self) -> DeviceSliceMut<'_, T> {
-        DeviceSliceMut { ptr: self.ptr, len: self.len, values: PhantomData }
-    }
-
-    /// Reads them.
-    #[must_use]
-    pub fn as_slice(&self) -> DeviceSlice<'_, T> {
-        DeviceSlice { ptr: self.ptr, len: self.len, values: PhantomData }
+        self.part(0..self.len())
     }
 }

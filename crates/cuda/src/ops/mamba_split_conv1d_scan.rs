@@ -158,7 +158,7 @@ pub fn mamba_split_conv1d_scan<T: Value>(
     call.conv(gpu)?;
     call.scan(gpu)?;
     // z begins the rows of zxbcdt, and y those of xbc.
-    let y = (scratch.xbc.as_slice(), p.conv_dim());
+    let y = (*scratch.xbc, p.conv_dim());
     rms_norm_gated(gpu, y, (zxbcdt, cols), p.norm_weight, p.n_groups, p.norm_eps, out)
 }
 
