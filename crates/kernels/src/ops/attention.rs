@@ -272,20 +272,22 @@ impl Part<'_> {
         let (one, total) = rest.split_at_mut(sums);
         scaled_queries(self.q, dim, q);
         let queries = Queries { q, start: self.start, group: self.group, dim };
-        let mut out = match self.work {
-            Work::Whole(out) => out,
-            Work::Span(span, partial) => {
-                queries.over(s, blocks, self.head, span, &mut Sums::new(partial, rows, dim));
-                return;
-            }
+        let (spans, first, out) = match self.work {
+            Work::Whole(out) => (0..num_spans(self.start + self.q.rows()), total, Some(out)),
+            Work::Span(span, partial) => (span..span + 1, partial, None),
         };
-        let (mut one, mut total) = (Sums::new(one, rows, dim), Sums::new(total, rows, dim));
-        queries.over(s, blocks, self.head, 0, &mut total);
-        for span in 1..num_spans(self.start + self.q.rows()) {
-            let seen = queries.over(s, blocks, self.head, span, &mut one);
-            total.merge(s, seen, &one);
+        let (mut total, mut one) = (Sums::new(first, rows, dim), Sums::new(one, rows, dim));
+        // One call: its code is large.
+        for span in spans.clone() {
+            let own = if span == spans.start { &mut total } else { &mut one };
+            let seen = queries.over(s, blocks, self.head, span, own);
+            if span > spans.start {
+                total.merge(s, seen, &one);
+            }
         }
-        total.write(s, dim, &mut out);
+        if let Some(mut out) = out {
+            total.write(s, dim, &mut out);
+        }
     }
 }
 

@@ -165,15 +165,16 @@ struct Tile<'a> {
 }
 
 impl Tile<'_> {
-    /// `count` panels: both in one pass where a vector is a panel; each in two where it is half a
-    /// panel, so that the codes of a block stay in registers for all rows; else one in one.
+    /// `count` panels: both in one pass where a vector is a panel, the last of an odd number twice,
+    /// which is less code; each in two where it is half a panel, so that the codes of a block stay
+    /// in registers for all rows; else one in one.
     #[inline(always)]
     fn panels<S: Simd, F: Format, const M: usize>(&mut self, s: S, count: usize) {
-        match (S::LANES, count) {
-            (ROWS, 2) => self.passes::<S, F, M, 2>(s, count),
-            (8, _) if M == 1 => self.passes::<S, F, M, 2>(s, count),
-            (ROWS | 8, _) => self.passes::<S, F, M, 1>(s, count),
-            (4, _) => self.passes::<S, F, M, 4>(s, count),
+        match S::LANES {
+            ROWS => self.passes::<S, F, M, 2>(s, 2),
+            8 if M == 1 => self.passes::<S, F, M, 2>(s, count),
+            8 => self.passes::<S, F, M, 1>(s, count),
+            4 => self.passes::<S, F, M, 4>(s, count),
             _ => self.passes::<S, F, M, 16>(s, count),
         }
     }
