@@ -232,15 +232,23 @@ impl Panel<'_> {
         let (width, b) = (self.out.cols(), self.b.matrix);
         let (num, cols) = (SQUARE.min(self.len - from), SQUARE.min(stride - c));
         let mut square = [0.0; SQUARE * SQUARE];
-        let rows = square.chunks_exact_mut(SQUARE).take(cols.min(width - c));
+        let rows = square.as_chunks_mut::<SQUARE>().0.iter_mut().take(cols.min(width - c));
         for (r, to) in rows.enumerate() {
-            let values = &b.row(self.col + c + r)[self.k + from..self.k + from + num];
-            to[..num].copy_from_slice(values);
+            copy(&b.row(self.col + c + r)[self.k + from..self.k + from + num], to);
         }
         turn(&mut square);
-        for (k, values) in square.chunks_exact(SQUARE).take(num).enumerate() {
-            self.scratch[(from + k) * stride + c..][..cols].copy_from_slice(&values[..cols]);
+        for (k, values) in square.as_chunks::<SQUARE>().0.iter().take(num).enumerate() {
+            copy(values, &mut self.scratch[(from + k) * stride + c..][..cols]);
         }
+    }
+}
+
+/// A copy as long as the shorter slice: a whole side of a square without a call.
+#[inline(always)]
+fn copy(from: &[f32], to: &mut [f32]) {
+    match (from.first_chunk::<SQUARE>(), to.first_chunk_mut::<SQUARE>()) {
+        (Some(from), Some(to)) => *to = *from,
+        _ => to.iter_mut().zip(from).for_each(|(to, v)| *to = *v),
     }
 }
 
