@@ -1,11 +1,10 @@
 //! A model under training: forward and backward over packed documents, in f32 or with products of
 //! bf16.
 //!
-//! Parameters and gradients are flat vectors in the order of a [`Layout`]. The forward pass runs
-//! the ops of [`crate::NemotronH`] between the projections, document by document from empty
-//! states, and keeps of every block its input, its first projection and the input of its last one
-//! ([`Tape`]); with [`Keep::Inputs`] the input alone, and the block is run once more on the way
-//! back. The output head belongs to the loss: [`Trainable::forward`] ends at the final norm, and
+//! Parameters and gradients are flat vectors in the order of a [`Layout`]. The forward pass goes
+//! document by document from empty states, and keeps of every block its input, its first projection
+//! and the input of its last one, of a scan also its output and states ([`Tape`]); with
+//! [`Keep::Inputs`] the input alone, and the block is run once more on the way back. The output head belongs to the loss: [`Trainable::forward`] ends at the final norm, and
 //! [`Trainable::backward`] starts there.
 //!
 //! A batch with [`Signals`] is an engine's own answers: its forward pass has the engine's bits.
@@ -34,7 +33,7 @@ use views::Views;
 /// What a forward pass keeps for the backward pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Keep {
-    /// Inputs and projections: the faster way.
+    /// Inputs, projections and scans: the faster way.
     #[default]
     Projections,
     /// The inputs of blocks, h values per token and block: less memory, one more forward pass.

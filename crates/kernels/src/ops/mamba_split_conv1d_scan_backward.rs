@@ -1,7 +1,7 @@
 //! The gradient of [`crate::ops::mamba_split_conv1d_scan`] over documents that start from zero.
 //!
-//! A part is one group of one document: it runs the convolution, the scan and the gated norm of
-//! its columns once more and then backwards, so that the forward pass keeps nothing but its input.
+//! A part is one group of one document: it runs the convolution of its columns once more, the scan
+//! too unless the forward pass kept it ([`mamba_split_conv1d_scan_kept`]), and then all backwards.
 //! Gradients of the constants are summed for each document by itself and added document by
 //! document, in order: packed documents and documents one by one give the same bits.
 //!
@@ -9,20 +9,24 @@
 //! `dx_t = Σ_k w_k g_{t+(K−1)−k}`.
 
 mod conv;
+mod forward;
 mod steps;
+
+pub use forward::{KeptScan, mamba_split_conv1d_scan_kept};
 
 use crate::Cpu;
 use crate::buffer::{Chunks, MatMut, MatRef};
 use crate::ops::mamba_split_conv1d_scan::MixerParams;
 use crate::ops::rms_norm::{Gated, gated_group_backward};
 use crate::ops::ssd_backward::{
-    GroupGradients, GroupInputs, GroupParams, SsdScratch, ssd_group_backward, ssd_group_forward,
+    GroupGradients, GroupInputs, SsdScratch, ssd_group_backward, states_len,
 };
 use crate::simd::{Simd, WithSimd, dispatch};
-use conv::{ConvBackward, ConvForward, ROWS_AHEAD, Run, gather_taps};
+use conv::{ConvBackward, ROWS_AHEAD, Run};
+use forward::Group;
 use std::cell::RefCell;
 use std::cmp::Reverse;
-use steps::{Steps, StepsBackward};
+use steps::StepsBackward;
 
 /// Gradients of a mixer's constants; all are added to.
 pub struct MixerGradients<'a> {
@@ -41,24 +45,25 @@ pub struct MixerGradients<'a> {
 }
 
 /// Writes the gradient of `zxbcdt` \[T, 2HP + 2GN + H\], given that of the output \[T, HP\], and
-/// adds those of the constants. The rows are those of `documents`, by their lengths.
+/// adds those of the constants. The rows are those of `documents`, by their lengths; `kept` is what
+/// the forward pass left, or nothing.
 ///
 /// # Panics
-/// If a shape disagrees with `p`, or the documents do not cover the rows.
+/// If a shape disagrees with `p`, the documents do not cover the rows, or `kept` is another batch's.
 pub fn mamba_split_conv1d_scan_backward(
     cpu: &Cpu,
     p: &MixerParams,
     zxbcdt: MatRef,
     documents: &[usize],
+    kept: &KeptScan,
     dout: MatRef,
     dzxbcdt: MatMut,
     g: &mut MixerGradients,
 ) {
     let (ssd, sizes) = (&p.ssd, Sizes::new(p));
-    ssd.check();
-    assert_eq!(zxbcdt.cols(), ssd.inner() + ssd.conv_dim() + ssd.num_heads, "z, x, B, C and dt");
+    check(p, zxbcdt, documents);
     assert_eq!([dzxbcdt.rows(), dout.rows()], [zxbcdt.rows(); 2], "rows of the gradients");
-    assert_eq!(documents.iter().sum::<usize>(), zxbcdt.rows(), "rows of the documents");
+    let mut regions = kept.regions(p, documents);
     let mut partial = vec![0.0; documents.len() * ssd.n_groups * sizes.partial()];
     let mut tasks = Vec::with_capacity(documents.len() * ssd.n_groups);
     let (mut rest, mut from) = (dzxbcdt, 0);
@@ -66,14 +71,14 @@ pub fn mamba_split_conv1d_scan_backward(
     for &len in documents {
         let (document, later) = rest.split_rows(len);
         rest = later;
-        let rows = (zxbcdt.rows_at(from, len), dout.rows_at(from, len));
+        let (rows, dout) = (zxbcdt.rows_at(from, len), dout.rows_at(from, len));
         from += len;
         let (dz, tail) = document.split_columns(ssd.inner());
         let (dx, tail) = tail.split_columns(ssd.inner());
         let (db, tail) = tail.split_columns(ssd.bc_width());
         let (dc, ddt) = tail.split_columns(ssd.bc_width());
         let mut columns = [dz, dx, db, dc, ddt];
-        for group in 0..ssd.n_groups {
+        for index in 0..ssd.n_groups {
             let widths = [sizes.inner, sizes.inner, sizes.n, sizes.n, sizes.heads];
             let mut width = widths.into_iter();
             let gradients = columns.each_mut().map(|all| {
@@ -84,19 +89,28 @@ pub fn mamba_split_conv1d_scan_backward(
                 mine
             });
             let partial = partials.next().expect("one for each group of each document");
-            tasks.push(Task { group, rows, gradients, partial });
+            let (group, kept) = (Group { p, isa: cpu.isa(), index, rows }, regions.next());
+            let dout = dout.columns(group.first_column(), sizes.inner);
+            tasks.push(Task { group, kept, dout, gradients, partial });
         }
     }
     // Long ones first, or the last one keeps a worker when the others have nothing left.
-    tasks.sort_by_key(|task| Reverse(task.rows.0.rows()));
+    tasks.sort_by_key(|task| Reverse(task.dout.rows()));
     let operations = zxbcdt.rows() * (40 * ssd.state_len() + 100 * ssd.conv_dim());
     cpu.pool().for_parts_sized(operations, Chunks::new(&mut tasks, 1), |_, task| {
-        SCRATCH.with_borrow_mut(|scratch| task[0].run(cpu, p, scratch));
+        SCRATCH.with_borrow_mut(|scratch| task[0].run(scratch));
     });
     drop(tasks);
     for (i, partial) in partial.chunks_exact(sizes.partial()).enumerate() {
         sizes.fold(ssd.n_groups, ssd.inner(), i % ssd.n_groups, partial, g);
     }
+}
+
+fn check(p: &MixerParams, zxbcdt: MatRef, documents: &[usize]) {
+    let ssd = &p.ssd;
+    ssd.check();
+    assert_eq!(zxbcdt.cols(), ssd.inner() + ssd.conv_dim() + ssd.num_heads, "z, x, B, C and dt");
+    assert_eq!(documents.iter().sum::<usize>(), zxbcdt.rows(), "rows of the documents");
 }
 
 thread_local! {
@@ -118,6 +132,11 @@ impl Sizes {
         let heads = p.ssd.heads_per_group();
         let taps = p.conv_weight.len() / p.ssd.conv_dim();
         Self { heads, inner: heads * p.ssd.head_dim, n: p.ssd.state_size, taps }
+    }
+
+    /// Values of y and the states of so many rows.
+    fn region(self, rows: usize) -> usize {
+        rows * self.inner + states_len(rows, self.n, self.inner)
     }
 
     /// Columns of the convolution.
@@ -184,9 +203,11 @@ fn add(to: &mut [f32], from: &[f32]) {
 
 /// One group of one document.
 struct Task<'a> {
-    group: usize,
-    /// Its rows of the input and of the output's gradient.
-    rows: (MatRef<'a>, MatRef<'a>),
+    group: Group<'a>,
+    /// Its y and states.
+    kept: Option<&'a [f32]>,
+    /// The group's columns of the output's gradient.
+    dout: MatRef<'a>,
     /// Of z, x, B, C and dt.
     gradients: [MatMut<'a>; 5],
     partial: &'a mut [f32],
@@ -195,10 +216,12 @@ struct Task<'a> {
 /// What a worker keeps.
 #[derive(Default)]
 struct Scratch {
-    /// \[L, heads·P + 2N\] each: the convolution's sums, its outputs, their gradients.
+    /// \[L, heads·P + 2N\] each: the convolution's outputs, their slopes, their gradients.
     conv: [Vec<f32>; 3],
-    /// \[L, heads·P\] each: y and its gradient.
-    y: [Vec<f32>; 2],
+    /// y and the states, if the forward pass did not keep them.
+    region: Vec<f32>,
+    /// The gradient of y, \[L, heads·P\].
+    dy: Vec<f32>,
     /// \[L, heads\] each: Δ and its gradient.
     delta: [Vec<f32>; 2],
     /// Taps and bias of the group's columns.
@@ -207,57 +230,55 @@ struct Scratch {
 }
 
 impl Task<'_> {
-    fn run(&mut self, cpu: &Cpu, p: &MixerParams, w: &mut Scratch) {
-        let (sizes, len, isa) = (Sizes::new(p), self.rows.0.rows(), cpu.isa());
+    fn run(&mut self, w: &mut Scratch) {
+        let (group, sizes) = (self.group, Sizes::new(self.group.p));
+        let (p, isa, len) = (group.p, group.isa, group.rows.rows());
         if len == 0 {
             return;
         }
-        w.conv.iter_mut().for_each(|v| v.resize(len * sizes.conv(), 0.0));
-        w.y.iter_mut().for_each(|v| v.resize(len * sizes.inner, 0.0));
-        w.delta.iter_mut().for_each(|v| v.resize(len * sizes.heads, 0.0));
-        let x = self.rows.0.columns(p.ssd.inner(), p.ssd.conv_dim());
-        let runs = sizes.runs(p.ssd.n_groups, p.ssd.inner(), self.group);
-        gather_taps(p, sizes, runs, &mut w.weight);
-        dispatch(isa, ConvForward { sizes, x, runs, w });
-        let first = self.group * sizes.heads;
-        let dt = p.ssd.inner() + p.ssd.conv_dim() + first;
-        let dt = self.rows.0.columns(dt, sizes.heads);
-        let delta = &mut w.delta[0];
-        dispatch(isa, Steps { p: &p.ssd, first, dt, delta });
-        let params = GroupParams {
-            isa,
-            head_dim: p.ssd.head_dim,
-            state_size: sizes.n,
-            a: &p.ssd.a[first..first + sizes.heads],
-            d: &p.ssd.d[first..first + sizes.heads],
-        };
+        group.convolve(w);
+        let mut own = std::mem::take(&mut w.region);
+        let region = self.kept.unwrap_or_else(|| {
+            own.resize(sizes.region(len), 0.0);
+            group.scan(&mut own, w);
+            &own
+        });
+        let (y, states) = region.split_at(len * sizes.inner);
+        let y = MatRef::new(y, sizes.inner);
         let [a_log, d, dt_bias, norm, conv] = sizes.split(self.partial);
-        let (z, dout) = self.rows;
-        let columns = self.group * sizes.inner;
-        let (z, dout) = (z.columns(columns, sizes.inner), dout.columns(columns, sizes.inner));
-        let [_, out, dact] = &mut w.conv;
-        let ([delta, ddelta], [y, dy]) = (&mut w.delta, &mut w.y);
+        w.dy.resize(len * sizes.inner, 0.0);
+        let [dz, dx, db, dc, ddt] = &mut self.gradients;
+        let op = Norm {
+            y,
+            z: group.z(),
+            weight: group.norm_weight(),
+            eps: p.norm_eps,
+            dout: self.dout,
+            dy: MatMut::new(&mut w.dy, sizes.inner),
+            dz: dz.reborrow(),
+            dweight: norm,
+        };
+        dispatch(isa, op);
+        let ([out, _, dact], [delta, ddelta]) = (&mut w.conv, &mut w.delta);
         let inputs = GroupInputs {
             xbc: MatRef::new(out, sizes.conv()),
             delta: MatRef::new(delta, sizes.heads),
         };
-        ssd_group_forward(&params, inputs, MatMut::new(y, sizes.inner), &mut w.ssd);
-        let weight = &p.norm_weight[columns..columns + sizes.inner];
-        let dz = self.gradients[0].reborrow();
-        let (y, dy_) = (MatRef::new(y, sizes.inner), MatMut::new(dy, sizes.inner));
-        dispatch(isa, Norm { y, z, weight, eps: p.norm_eps, dout, dy: dy_, dz, dweight: norm });
         let gradients = GroupGradients {
             xbc: MatMut::new(dact, sizes.conv()),
             delta: MatMut::new(ddelta, sizes.heads),
             a_log,
             d,
         };
-        ssd_group_backward(&params, inputs, MatRef::new(dy, sizes.inner), gradients, &mut w.ssd);
-        let [_, dx, db, dc, _] = &mut self.gradients;
-        dispatch(isa, ConvBackward { sizes, x, runs, w, dx: [dx, db, dc], dweight: conv });
-        let bias = &p.ssd.dt_bias[first..first + sizes.heads];
-        let (limit, ddt) = (p.ssd.dt_limit, self.gradients[4].reborrow());
+        let dy = MatRef::new(&w.dy, sizes.inner);
+        ssd_group_backward(&group.params(), inputs, states, dy, gradients, &mut w.ssd);
+        let runs = sizes.runs(p.ssd.n_groups, p.ssd.inner(), group.index);
+        let dx = [dx, db, dc];
+        dispatch(isa, ConvBackward { sizes, x: group.xbc(), runs, w, dx, dweight: conv });
+        let bias = &p.ssd.dt_bias[group.index * sizes.heads..][..sizes.heads];
+        let (limit, dt, ddt) = (p.ssd.dt_limit, group.dt(), ddt.reborrow());
         dispatch(isa, StepsBackward { limit, dt, bias, dbias: dt_bias, delta: &w.delta, ddt });
+        w.region = own;
     }
 }
 

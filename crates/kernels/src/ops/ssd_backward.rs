@@ -1,6 +1,6 @@
 //! The gradient of [`crate::ops::ssd`] over the heads of one group of one document.
 //!
-//! The forward pass runs once more, chunk by chunk, and keeps the state before every chunk; the
+//! The forward pass goes chunk by chunk and leaves the state before every chunk to the caller; the
 //! backward pass takes the chunks in reverse. With Γ, M, U, s as in [`crate::ops::ssd`],
 //! `E_i = e^{s_i}`, `W_j = e^{s_Q − s_j}`, `c = e^{s_Q}` and dS the gradient of the state after the
 //! chunk:
@@ -32,6 +32,17 @@ const MAX_CHUNK: usize = 64;
 /// Most columns of a block of heads.
 const BLOCK_COLUMNS: usize = 128;
 
+/// Q: short chunks where the state is small, for the Q × Q products cost more then.
+fn chunk(state_size: usize) -> usize {
+    if state_size <= 32 { 32 } else { MAX_CHUNK }
+}
+
+/// Values of a group's states, before every chunk of so many rows and after the last one:
+/// \[chunks + 1, N, heads·P\].
+pub(crate) fn states_len(rows: usize, state_size: usize, inner: usize) -> usize {
+    (rows.div_ceil(chunk(state_size)) + 1) * state_size * inner
+}
+
 /// Sizes and constants of the heads of a group.
 #[derive(Clone, Copy)]
 pub(crate) struct GroupParams<'a> {
@@ -51,11 +62,6 @@ impl GroupParams<'_> {
         self.a.len()
     }
 
-    /// Q: short chunks where the state is small, for the Q × Q products cost more then.
-    fn chunk(&self) -> usize {
-        if self.state_size <= 32 { 32 } else { MAX_CHUNK }
-    }
-
     /// Heads that are taken together: narrow ones fill a block.
     fn blocks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
         let (heads, most) = (self.heads(), (BLOCK_COLUMNS / self.head_dim).max(1));
@@ -64,7 +70,7 @@ impl GroupParams<'_> {
 
     /// Index, first row and number of rows of every chunk.
     fn chunks(&self, rows: usize) -> impl DoubleEndedIterator<Item = [usize; 3]> + use<> {
-        let q = self.chunk();
+        let q = chunk(self.state_size);
         (0..rows.div_ceil(q)).map(move |i| [i, i * q, q.min(rows - i * q)])
     }
 }
@@ -130,8 +136,6 @@ pub(crate) struct GroupGradients<'a> {
 /// Scratch of a chunk, kept from call to call.
 #[derive(Default)]
 pub(crate) struct SsdScratch {
-    /// The state before every chunk, \[chunks + 1, N, heads·P\].
-    states: Vec<f32>,
     /// dS, \[N, heads·P\].
     dstate: Vec<f32>,
     head: HeadScratch,
@@ -161,12 +165,10 @@ struct HeadScratch {
 }
 
 impl SsdScratch {
-    fn prepare(&mut self, p: &GroupParams, rows: usize) {
-        let (q, state) = (p.chunk(), p.state_size * p.heads() * p.head_dim);
-        self.states.resize((rows.div_ceil(q) + 1) * state, 0.0);
-        self.states[..state].fill(0.0);
+    fn prepare(&mut self, p: &GroupParams) {
+        let q = chunk(p.state_size);
         self.dstate.clear();
-        self.dstate.resize(state, 0.0);
+        self.dstate.resize(p.state_size * p.heads() * p.head_dim, 0.0);
         let w = &mut self.head;
         w.triangles.iter_mut().for_each(|v| v.resize(q * q, 0.0));
         let columns = p.heads().min((BLOCK_COLUMNS / p.head_dim).max(1)) * p.head_dim;
@@ -189,14 +191,16 @@ fn mat_mut(data: &mut [f32], rows: usize, cols: usize) -> MatMut<'_> {
     MatMut::new(&mut data[..rows * cols], cols)
 }
 
-/// Writes y \[L, heads·P\] and keeps the states for [`ssd_group_backward`].
+/// Writes y \[L, heads·P\] and the states for [`ssd_group_backward`].
 pub(crate) fn ssd_group_forward(
     p: &GroupParams,
     inputs: GroupInputs,
     mut y: MatMut,
+    states: &mut [f32],
     w: &mut SsdScratch,
 ) {
-    w.prepare(p, inputs.xbc.rows());
+    w.prepare(p);
+    states[..p.state_size * p.heads() * p.head_dim].fill(0.0);
     for place @ [_, from, rows] in p.chunks(inputs.xbc.rows()) {
         let chunk = Chunk::new(p, inputs, place);
         let gamma = mat_mut(&mut w.head.triangles[0], rows, rows);
@@ -204,22 +208,21 @@ pub(crate) fn ssd_group_forward(
         for heads in p.blocks() {
             let columns = (heads.start * p.head_dim, heads.len() * p.head_dim);
             let y = y.reborrow().rows_at(from, rows).columns(columns.0, columns.1);
-            chunk.forward(heads, y, w);
+            chunk.forward(heads, y, states, &mut w.head);
         }
     }
 }
 
 impl Chunk<'_> {
     /// A block of heads: its columns of y, and its states after the chunk.
-    fn forward(&self, heads: Range<usize>, mut y: MatMut, w: &mut SsdScratch) {
+    fn forward(&self, heads: Range<usize>, mut y: MatMut, states: &mut [f32], w: &mut HeadScratch) {
         let Self { p, index, x, b, c, .. } = *self;
         let (isa, rows, dim) = (p.isa, self.rows(), p.head_dim);
         let (first, width, all) = (heads.start * dim, y.cols(), p.heads() * dim);
-        let (before, after) = w.states.split_at_mut((index + 1) * p.state_size * all);
+        let (before, after) = states.split_at_mut((index + 1) * p.state_size * all);
         let before = MatRef::new(&before[index * p.state_size * all..], all).columns(first, width);
         let after = &mut after[..p.state_size * all];
         let mut after = MatMut::new(after, all).columns(first, width);
-        let w = &mut w.head;
         product_here(isa, c, before, mat_mut(&mut w.f, rows, width), Write::Store);
         for head in heads {
             let at = head * dim - first;
@@ -236,14 +239,16 @@ impl Chunk<'_> {
     }
 }
 
-/// The gradients, given dY \[L, heads·P\], after [`ssd_group_forward`] over the same inputs.
+/// The gradients, given dY \[L, heads·P\] and the states of [`ssd_group_forward`] over the same inputs.
 pub(crate) fn ssd_group_backward(
     p: &GroupParams,
     inputs: GroupInputs,
+    states: &[f32],
     dy: MatRef,
     mut g: GroupGradients,
     w: &mut SsdScratch,
 ) {
+    w.prepare(p);
     let (isa, dim, n) = (p.isa, p.head_dim, p.state_size);
     for place @ [_, from, rows] in p.chunks(inputs.xbc.rows()).rev() {
         let chunk = Chunk::new(p, inputs, place);
@@ -261,7 +266,7 @@ pub(crate) fn ssd_group_backward(
         let (a_log, d) = (&mut *g.a_log, &mut *g.d);
         let mut gradients = ChunkGradients { dx, db, dc, ddelta, a_log, d };
         for heads in p.blocks() {
-            chunk.backward(heads, dy.rows_at(from, rows), &mut gradients, w);
+            chunk.backward(heads, states, dy.rows_at(from, rows), &mut gradients, w);
         }
         let dgamma = mat(&w.head.triangles[1], rows, rows);
         let ChunkGradients { db, dc, .. } = gradients;
@@ -285,6 +290,7 @@ impl Chunk<'_> {
     fn backward(
         &self,
         heads: Range<usize>,
+        states: &[f32],
         dy: MatRef,
         g: &mut ChunkGradients,
         w: &mut SsdScratch,
@@ -292,7 +298,7 @@ impl Chunk<'_> {
         let Self { p, index, b, c, .. } = *self;
         let (isa, rows, dim, n) = (p.isa, self.rows(), p.head_dim, p.state_size);
         let (first, width, all) = (heads.start * dim, heads.len() * dim, p.heads() * dim);
-        let s_in = MatRef::new(&w.states[index * n * all..][..n * all], all).columns(first, width);
+        let s_in = MatRef::new(&states[index * n * all..][..n * all], all).columns(first, width);
         let ds = MatRef::new(&w.dstate, all).columns(first, width);
         let w_ = &mut w.head;
         product_here(isa, b, ds, mat_mut(&mut w_.v, rows, width), Write::Store);

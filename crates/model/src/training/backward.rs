@@ -101,6 +101,7 @@ impl Pass<'_> {
             &params,
             MatRef::new(&saved.wide, width),
             self.documents,
+            &saved.scan,
             MatRef::new(dmix, inner),
             MatMut::new(dwide, width),
             &mut gradients,

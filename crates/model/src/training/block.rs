@@ -11,6 +11,9 @@ use hybra_kernels::ops::gemm::gemm;
 use hybra_kernels::ops::mamba_split_conv1d_scan::{
     MixerParams, MixerSegment, mamba_split_conv1d_scan,
 };
+use hybra_kernels::ops::mamba_split_conv1d_scan_backward::{
+    KeptScan, mamba_split_conv1d_scan_kept,
+};
 use hybra_kernels::ops::product::{Operand, Write, product, product_bf16};
 use hybra_kernels::ops::rms_norm::rms_norm;
 use hybra_kernels::ops::ssd::SsdParams;
@@ -39,11 +42,13 @@ pub(super) struct Saved {
     pub(super) wide: Vec<f32>,
     /// The input of its last projection (for an MLP it is made again from `wide`).
     pub(super) mix: Vec<f32>,
+    /// Of a Mamba block, if no engine's bits were asked for: y and the states between chunks.
+    pub(super) scan: KeptScan,
 }
 
 impl Saved {
     pub(super) fn bytes(&self) -> usize {
-        4 * (self.x.capacity() + self.wide.capacity() + self.mix.capacity())
+        4 * (self.x.capacity() + self.wide.capacity() + self.mix.capacity()) + self.scan.bytes()
     }
 }
 
@@ -187,11 +192,6 @@ impl Pass<'_> {
         }
     }
 
-    /// How many tokens of a document an engine would read one by one.
-    fn steps(&self, document: usize) -> usize {
-        self.prompts.map_or(0, |prompts| self.documents[document] - prompts[document])
-    }
-
     fn mamba2(
         &self,
         m: &Mamba2Config,
@@ -203,27 +203,51 @@ impl Pass<'_> {
         self.project(&scratch.normed, h, w.in_proj, &mut saved.wide);
         let constants = MixerConstants::new(m, w);
         let params = constants.params(self, m, w);
-        let (conv_len, ssm_len) = ((m.conv_kernel - 1) * m.conv_dim(), inner * m.state_size);
-        let count = self.documents.len();
-        for (states, len) in [(&mut scratch.conv, conv_len), (&mut scratch.ssm, ssm_len)] {
-            states.clear();
-            states.resize(count * len, 0.0);
-        }
-        // A kernel of one tap has no window: its chunks are empty.
-        let mut conv = scratch.conv.as_mut_slice();
-        let segments = self.documents.iter().zip(scratch.ssm.chunks_exact_mut(ssm_len));
-        let segments = segments.enumerate().map(|(i, (&len, ssm))| MixerSegment {
-            len,
-            chunk: SCAN_CHUNK,
-            steps: self.steps(i),
-            conv: conv.split_off_mut(..conv_len).expect("a window for each document"),
-            state: SsmStateMut::F32(ssm),
-        });
         saved.mix.resize(saved.x.len() / h * inner, 0.0);
         let wide = MatRef::new(&saved.wide, m.in_proj_rows());
         let out = MatMut::new(&mut saved.mix, inner);
-        mamba_split_conv1d_scan(self.cpu, &params, wide, segments, out);
+        match self.prompts {
+            Some(prompts) => {
+                saved.scan.clear();
+                self.scan_as_served(m, &params, prompts, wide, out, scratch);
+            }
+            None => {
+                let (documents, kept) = (self.documents, &mut saved.scan);
+                mamba_split_conv1d_scan_kept(self.cpu, &params, wide, documents, kept, out);
+            }
+        }
         self.project(&saved.mix, inner, w.out_proj, &mut scratch.out);
+    }
+
+    /// The mixer between its projections with an engine's bits: the prompts in chunks, then token
+    /// by token.
+    fn scan_as_served(
+        &self,
+        m: &Mamba2Config,
+        params: &MixerParams,
+        prompts: &[usize],
+        wide: MatRef,
+        out: MatMut,
+        scratch: &mut Scratch,
+    ) {
+        let conv_len = (m.conv_kernel - 1) * m.conv_dim();
+        let ssm_len = m.d_inner() * m.state_size;
+        for (states, len) in [(&mut scratch.conv, conv_len), (&mut scratch.ssm, ssm_len)] {
+            states.clear();
+            states.resize(prompts.len() * len, 0.0);
+        }
+        // A kernel of one tap has no window: its chunks are empty.
+        let mut conv = scratch.conv.as_mut_slice();
+        let documents = self.documents.iter().zip(prompts);
+        let segments = documents.zip(scratch.ssm.chunks_exact_mut(ssm_len));
+        let segments = segments.map(|((&len, prompt), ssm)| MixerSegment {
+            len,
+            chunk: SCAN_CHUNK,
+            steps: len - prompt,
+            conv: conv.split_off_mut(..conv_len).expect("a window for each document"),
+            state: SsmStateMut::F32(ssm),
+        });
+        mamba_split_conv1d_scan(self.cpu, params, wide, segments, out);
     }
 
     fn attention(

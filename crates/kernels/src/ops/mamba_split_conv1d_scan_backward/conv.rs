@@ -1,4 +1,4 @@
-//! The convolution of a group's columns over one document, forward again and backward.
+//! The convolution of a group's columns over one document, forward and backward.
 //!
 //! It reads and writes them where they lie among those of the other groups; what is the group's alone
 //! lies densely.
@@ -9,7 +9,7 @@ use crate::ops::mamba_split_conv1d_scan::MixerParams;
 use crate::simd::{Simd, WithSimd, array};
 
 /// Rows that are fetched ahead of columns of a wide matrix: nothing fetches them by itself.
-pub(super) const ROWS_AHEAD: usize = 4;
+pub(super) const ROWS_AHEAD: usize = 16;
 /// The number of taps of every model of the family; others are slower.
 const TAPS: usize = 4;
 
@@ -33,7 +33,7 @@ pub(super) fn gather_taps(p: &MixerParams, sizes: Sizes, runs: [Run; 3], weight:
     }
 }
 
-/// Sums and outputs of the convolution.
+/// The convolution's outputs and their slopes.
 pub(super) struct ConvForward<'a> {
     pub(super) sizes: Sizes,
     pub(super) x: MatRef<'a>,
@@ -63,7 +63,7 @@ impl ConvForward<'_> {
     #[inline(always)]
     fn strip<S: Simd>(&mut self, s: S, run: Run, i: usize) {
         let (x, width, here) = (self.x, self.sizes.conv(), run.here + i);
-        let Scratch { conv: [sums, out, _], weight, .. } = &mut *self.w;
+        let Scratch { conv: [out, slope, _], weight, .. } = &mut *self.w;
         let (taps, bias) = load_taps(s, weight, width, here);
         let mut past = [s.zero(); TAPS];
         for t in 0..x.rows() {
@@ -75,8 +75,9 @@ impl ConvForward<'_> {
             for k in 0..TAPS {
                 sum = s.fma(past[k], taps[k], sum);
             }
-            s.store(sum, &mut sums[t * width + here..]);
-            s.store(s.silu(sum), &mut out[t * width + here..]);
+            let (value, rise) = silu_and_slope(s, sum);
+            s.store(value, &mut out[t * width + here..]);
+            s.store(rise, &mut slope[t * width + here..]);
         }
     }
 
@@ -84,7 +85,7 @@ impl ConvForward<'_> {
     #[inline(always)]
     fn rows<S: Simd>(&mut self, s: S, Run { there, here, len }: Run, first: usize) {
         let (x, width, taps) = (self.x, self.sizes.conv(), self.sizes.taps);
-        let Scratch { conv: [sums, out, _], weight, .. } = &mut *self.w;
+        let Scratch { conv: [out, slope, _], weight, .. } = &mut *self.w;
         for t in 0..x.rows() {
             for i in (first..len).step_by(S::LANES) {
                 let (at, end) = (here + i, here + len);
@@ -94,11 +95,21 @@ impl ConvForward<'_> {
                     let tap = &weight[k * width + at..k * width + end];
                     sum = s.fma(s.load_partial(input), s.load_partial(tap), sum);
                 }
-                s.store_partial(sum, &mut sums[t * width + at..t * width + end]);
-                s.store_partial(s.silu(sum), &mut out[t * width + at..t * width + end]);
+                let (value, rise) = silu_and_slope(s, sum);
+                s.store_partial(value, &mut out[t * width + at..t * width + end]);
+                s.store_partial(rise, &mut slope[t * width + at..t * width + end]);
             }
         }
     }
+}
+
+/// `v · σ(v)`, and its derivative.
+#[inline(always)]
+fn silu_and_slope<S: Simd>(s: S, v: S::V) -> (S::V, S::V) {
+    let one = s.splat(1.0);
+    let gate = s.div(one, s.add(one, s.exp(s.sub(s.zero(), v))));
+    let value = s.mul(v, gate);
+    (value, s.mul(gate, s.fma(s.sub(one, gate), v, one)))
 }
 
 /// From the gradients of the outputs to those of the inputs, the taps and the bias.
@@ -117,13 +128,8 @@ impl WithSimd for ConvBackward<'_, '_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self, s: S) {
-        let (one, [sums, _, g]) = (s.splat(1.0), &mut self.w.conv);
-        for (sum, g) in sums.chunks(S::LANES).zip(g.chunks_mut(S::LANES)) {
-            let v = s.load_partial(sum);
-            let gate = s.div(one, s.add(one, s.exp(s.sub(s.zero(), v))));
-            let slope = s.mul(gate, s.fma(v, s.sub(one, gate), one));
-            s.store_partial(s.mul(s.load_partial(g), slope), g);
-        }
+        let [_, slope, g] = &mut self.w.conv;
+        g.iter_mut().zip(&*slope).for_each(|(g, slope)| *g *= slope);
         for (j, run) in self.runs.into_iter().enumerate() {
             let whole = self.sizes.strips::<S>(run);
             for i in (0..whole).step_by(S::LANES) {

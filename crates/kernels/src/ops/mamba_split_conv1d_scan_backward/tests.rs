@@ -36,7 +36,8 @@ impl Case {
         Self { sizes, taps, documents: documents.to_vec(), inputs, dout: values(rows * inner, 8) }
     }
 
-    fn gradients(&self, cpu: &Cpu, documents: &[&[usize]]) -> Vec<f32> {
+    /// The output, and the gradients with and without what the forward pass kept.
+    fn run(&self, cpu: &Cpu, documents: &[&[usize]]) -> (Vec<f32>, [Vec<f32>; 2]) {
         let [num_heads, head_dim, n_groups, state_size] = self.sizes;
         let [wide, conv_weight, conv_bias, a_log, d, dt_bias, norm_weight] = &self.inputs;
         let a: Vec<f32> = a_log.iter().map(|v| -v.exp()).collect();
@@ -52,20 +53,32 @@ impl Case {
         };
         let conv_bias_ = Some(conv_bias.as_slice());
         let p = MixerParams { ssd, conv_weight, conv_bias: conv_bias_, norm_weight, norm_eps: EPS };
-        let mut out = self.inputs.each_ref().map(|v| vec![0.0; v.len()]);
-        let [dwide, conv_weight, conv_bias, a_log, d, dt_bias, norm_weight] = &mut out;
-        let mut g = MixerGradients { a_log, d, dt_bias, conv_weight, conv_bias, norm_weight };
         let (width, inner) = (ssd.inner() + ssd.conv_dim() + num_heads, ssd.inner());
         let (wide, dout) = (MatRef::new(wide, width), MatRef::new(&self.dout, inner));
-        let (mut dwide, mut from) = (MatMut::new(dwide, width), 0);
-        for documents in documents {
-            let rows = documents.iter().sum();
-            let to = dwide.reborrow().rows_at(from, rows);
-            let (wide, dout) = (wide.rows_at(from, rows), dout.rows_at(from, rows));
-            mamba_split_conv1d_scan_backward(cpu, &p, wide, documents, dout, to, &mut g);
-            from += rows;
-        }
-        out.concat()
+        let mut out = vec![f32::NAN; self.dout.len()];
+        let gradients = [true, false].map(|keep| {
+            let mut all = self.inputs.each_ref().map(|v| vec![0.0; v.len()]);
+            let [dwide, conv_weight, conv_bias, a_log, d, dt_bias, norm_weight] = &mut all;
+            let mut g = MixerGradients { a_log, d, dt_bias, conv_weight, conv_bias, norm_weight };
+            let (mut dwide, mut from) = (MatMut::new(dwide, width), 0);
+            // Kept from batch to batch.
+            let mut kept = KeptScan::default();
+            for documents in documents {
+                let rows = documents.iter().sum();
+                let to = dwide.reborrow().rows_at(from, rows);
+                let (wide, dout) = (wide.rows_at(from, rows), dout.rows_at(from, rows));
+                let out = MatMut::new(&mut out, inner).rows_at(from, rows);
+                mamba_split_conv1d_scan_kept(cpu, &p, wide, documents, &mut kept, out);
+                if !keep {
+                    kept.clear();
+                }
+                let g = &mut g;
+                mamba_split_conv1d_scan_backward(cpu, &p, wide, documents, &kept, dout, to, g);
+                from += rows;
+            }
+            all.concat()
+        });
+        (out, gradients)
     }
 
     /// `Σ dout · out`, by the recurrence.
@@ -127,7 +140,16 @@ impl Case {
     fn check(&self) {
         let inputs = self.inputs.each_ref().map(|v| v.as_slice());
         let want = central_differences(&inputs, |flat| self.loss(flat));
-        for (isa, got) in on_every_cpu(|cpu| self.gradients(cpu, &[&self.documents])) {
+        let exact: Vec<f64> = inputs.concat().into_iter().map(f64::from).collect();
+        let loss = self.loss(&exact);
+        for (isa, got) in on_every_cpu(|cpu| {
+            let (out, [kept, again]) = self.run(cpu, &[&self.documents]);
+            assert_same_bits(&again, &kept, "with and without what was kept");
+            let products = out.iter().zip(&self.dout).map(|(a, b)| f64::from(*a) * f64::from(*b));
+            let (sum, size) = products.fold((0.0, 0.0), |(sum, size), v| (sum + v, size + v.abs()));
+            assert!((sum - loss).abs() < 1e-5 * size, "{} {sum} {loss}", cpu.isa());
+            kept
+        }) {
             let mut from = 0;
             for (i, input) in self.inputs.iter().enumerate() {
                 let range = from..from + input.len();
@@ -160,8 +182,9 @@ fn packed_documents_and_documents_one_by_one_have_the_same_bits() {
     let case = Case::new([4, 16, 2, 16], 4, &[40, 1, 70, 5]);
     for isa in Isa::available() {
         let cpu = Cpu::new(isa, 2);
-        let packed = case.gradients(&cpu, &[&case.documents]);
-        let single = case.gradients(&cpu, &[&[40], &[1], &[70], &[5]]);
+        let (packed_out, [packed, _]) = case.run(&cpu, &[&case.documents]);
+        let (single_out, [single, _]) = case.run(&cpu, &[&[40], &[1], &[70], &[5]]);
         assert_same_bits(&single, &packed, &isa.to_string());
+        assert_same_bits(&single_out, &packed_out, &isa.to_string());
     }
 }
