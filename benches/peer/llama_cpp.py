@@ -46,6 +46,8 @@ def arguments():
     add("--llama-batched-bench", type=pathlib.Path, help="without it batches are left out")
     add("--threads", type=int, default=os.cpu_count())
     add("--rounds", type=int, default=3)
+    add("--state-dtype", choices=("f32", "bf16"), default="f32",
+        help="of Hybra's recurrent states; the peer's are f32")
     add("--prefill", type=numbers, default=[512, 2048], metavar="N,..")
     add("--depth", type=numbers, default=[0, 4096, 16384], metavar="N,..")
     add("--batch", type=numbers, default=[4, 8, 16], metavar="N,..")
@@ -105,6 +107,7 @@ def hybra(args, file, group, record):
     command = [
         args.hybra, "bench", file, "--json", "--repeat", 1, "--seconds", 1_000_000,
         "--threads", args.threads, "--chunk", args.chunk, "--tokens", tokens,
+        "--state-dtype", args.state_dtype,
         "--prefill", lists["prefill"], "--depth", lists["decode"], "--batch", lists["batch"],
     ]
     report = json.loads(run(command, args.timeout))
@@ -293,6 +296,7 @@ def main():
             "file": {"name": file.name, "bytes": file.stat().st_size},
             "threads": args.threads,
             "rounds": args.rounds,
+            "state_dtype": args.state_dtype,
             "tokens": args.tokens,
             "chunk": args.chunk,
             "busy": args.busy,
