@@ -239,7 +239,7 @@ struct Probe<'a> {
 impl Probe<'_> {
     /// The head's input over `kept` layers, `[T, h]`.
     fn whole(&mut self, batch: &Batch, kept: &[usize]) -> Vec<f32> {
-        self.model.embed(self.cpu, batch, &mut self.act);
+        self.model.embed(self.cpu, batch, &mut self.act).expect(crate::ON_CPU);
         self.layers(batch, kept);
         self.head_input(batch)
     }
@@ -254,7 +254,7 @@ impl Probe<'_> {
         errors: &mut [f64],
     ) {
         let rows = batch.tokens().len() * self.model.config().hidden_size;
-        self.model.embed(self.cpu, batch, &mut self.act);
+        self.model.embed(self.cpu, batch, &mut self.act).expect(crate::ON_CPU);
         let mut prefix = self.act.residual(rows).to_vec();
         for (at, &layer) in kept.iter().enumerate() {
             if going.contains(&layer) {
@@ -275,7 +275,9 @@ impl Probe<'_> {
         let mut states: Vec<_> = batch.segments().iter().map(new).collect();
         let mut states: Vec<_> = states.iter_mut().collect();
         let (act, layers) = (&mut self.act, layers.iter().copied());
-        self.model.run_layers(self.cpu, batch, &mut states, act, layers, &mut NoObserver);
+        let model = self.model;
+        let read = model.run_layers(self.cpu, batch, &mut states, act, layers, &mut NoObserver);
+        read.expect(crate::ON_CPU);
     }
 
     fn head_input(&self, batch: &Batch) -> Vec<f32> {

@@ -39,3 +39,5 @@ use hybra_kernels::ops::attention::KvDtype;
 
 /// Keys and values of a measured pass: not rounded.
 const STATE: KvDtype = KvDtype::F32;
+/// Why a pass has no error: models are on the CPU here, and documents were checked.
+const ON_CPU: &str = "tokens of checked documents, on the CPU";

@@ -73,10 +73,11 @@ impl Moments {
             let mut states: Vec<_> =
                 batch.segments().iter().map(|_| model.new_state(crate::STATE)).collect();
             let mut states: Vec<_> = states.iter_mut().collect();
-            model.embed(cpu, &batch, &mut act);
+            model.embed(cpu, &batch, &mut act).expect(crate::ON_CPU);
             collector.start(&batch, act.residual(rows));
             let layers = 0..config.layers.len();
-            model.run_layers(cpu, &batch, &mut states, &mut act, layers, &mut collector);
+            let read = model.run_layers(cpu, &batch, &mut states, &mut act, layers, &mut collector);
+            read.expect(crate::ON_CPU);
             collector.end(act.residual(rows), &model.weights().final_norm, config.norm_eps);
             done += batch.segments().len();
             progress(done);

@@ -21,8 +21,9 @@ impl Engine {
     /// Moves sequences from the queue into the batch.
     pub(crate) fn admit(&mut self) {
         self.keep_within_memory();
+        let places = self.places();
         while let Some(first) = self.first_to_start() {
-            if !self.make_room(first) {
+            if !self.make_room(first, places) {
                 break;
             }
             let mut sequence = self.waiting.remove(first).expect("it was found there");
@@ -45,11 +46,11 @@ impl Engine {
         self.waiting.iter().position(|s| !self.groups.must_wait(s, &self.running))
     }
 
-    /// Whether there is a place and memory for the sequence at `index` of the queue.
-    fn make_room(&mut self, index: usize) -> bool {
+    /// Whether one of `places` and memory are there for the sequence at `index` of the queue.
+    fn make_room(&mut self, index: usize, places: usize) -> bool {
         let (id, priority) = (self.waiting[index].id, self.waiting[index].priority);
         loop {
-            let has_place = self.running.len() < self.config.max_num_seqs;
+            let has_place = self.running.len() < places;
             let fits = self.make_memory(id);
             if has_place && fits {
                 return true;
@@ -61,7 +62,8 @@ impl Engine {
         }
     }
 
-    fn worst_running(&self) -> Option<usize> {
+    /// Who gives way first.
+    pub(crate) fn worst_running(&self) -> Option<usize> {
         (0..self.running.len()).max_by_key(|&i| self.running[i].rank())
     }
 
@@ -132,7 +134,7 @@ impl Engine {
     }
 
     /// Frees the memory of somebody who does not run, but not of `keep`; false if there is nobody.
-    fn reclaim(&mut self, keep: Option<SequenceId>) -> bool {
+    pub(crate) fn reclaim(&mut self, keep: Option<SequenceId>) -> bool {
         let idle = |s: &Sequence| matches!(s.held, Held::Memory(_)) && Some(s.id) != keep;
         if self.warm.drop_begun() {
             return true;
@@ -156,9 +158,11 @@ impl Engine {
     }
 
     /// Takes a place away. The state stays, in memory or in a file.
-    fn preempt(&mut self, index: usize, swap: bool) {
+    pub(crate) fn preempt(&mut self, index: usize, swap: bool) {
         let id = self.running[index].id;
-        if self.layered.is_of(id) {
+        if !self.layered.has_run() {
+            self.layered.forget(id);
+        } else if self.layered.is_of(id) {
             // Part of its layers have read more than the others.
             let mut events = std::mem::take(&mut self.ended);
             self.run_layered(usize::MAX, &mut events);

@@ -71,6 +71,8 @@ pub struct Engine {
     /// The sequences in the batch, ascending: index and planned tokens.
     pub(crate) fed: Vec<(usize, usize)>,
     pub(crate) layered: Layered,
+    /// Sequences that may run, since the device was full.
+    pub(crate) seats: Option<usize>,
     /// Empty between steps: keeps the memory of a step's list of states.
     pub(crate) states: Vec<&'static mut SequenceState>,
     new_drafter: Box<dyn Fn() -> Box<dyn Drafter> + Send>,
@@ -116,6 +118,7 @@ impl Engine {
             ended: Vec::new(),
             fed: Vec::new(),
             layered: Layered::default(),
+            seats: None,
             states: Vec::new(),
             new_drafter: Box::new(|| Box::<PromptLookup>::default()),
             counters: Counters::default(),
@@ -316,6 +319,7 @@ impl Engine {
         (self.sampler, self.activations) = (Sampler::new(), Activations::new());
         self.snapshots = Snapshots::new(&self.config);
         self.layered = Layered::default();
+        self.seats = None;
     }
 
     fn take(&mut self, id: SequenceId) -> Option<Sequence> {

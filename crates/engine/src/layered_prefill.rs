@@ -9,6 +9,7 @@
 //! ends in its next step.
 
 use crate::engine::Engine;
+use crate::full_device::PassError;
 use crate::isolation::isolated;
 use crate::sequence::{Event, Sequence, SequenceId};
 use hybra_model::{Activations, Batch, NoObserver};
@@ -35,7 +36,12 @@ impl Layered {
         self.sequence == Some(id)
     }
 
-    /// Drops the piece of a sequence that is over.
+    /// Whether some of its layers have run.
+    pub(crate) fn has_run(&self) -> bool {
+        self.done > 0
+    }
+
+    /// Drops the piece of a sequence that is over, or of which no layer has run.
     pub(crate) fn forget(&mut self, id: SequenceId) {
         self.sequence = self.sequence.filter(|own| *own != id);
     }
@@ -62,14 +68,17 @@ impl Engine {
         let (model, cpu) = (&self.model, &self.cpu);
         let Layered { batch, activations, done, .. } = &mut piece;
         let mut states = [self.running[index].state_mut()];
+        let first = *done == 0;
         let read = isolated(|| {
-            if *done == 0 {
-                model.embed(cpu, batch, activations);
+            if first {
+                model.embed(cpu, batch, activations)?;
             }
-            model.run_layers(cpu, batch, &mut states, activations, *done..end, &mut NoObserver);
-            (end == layers).then(|| model.finish(cpu, batch, &mut states, activations))
+            model.run_layers(cpu, batch, &mut states, activations, *done..end, &mut NoObserver)?;
+            let logits =
+                (end == layers).then(|| model.finish(cpu, batch, &mut states, activations));
+            logits.transpose()
         });
-        match read {
+        match read.map_err(PassError::Failed).and_then(|read| Ok(read?)) {
             Ok(None) => {
                 piece.done = end;
                 self.layered = piece;
@@ -78,12 +87,17 @@ impl Engine {
                 self.fed.clear();
                 self.fed.push((index, tokens));
                 std::mem::swap(&mut self.batch, batch);
+                self.count_prefilled();
                 self.keep_snapshots();
                 self.decide(logits, events);
                 piece.sequence = None;
                 self.layered = piece;
             }
-            Err(error) => events.push(self.running.remove(index).fail(error)),
+            // It is planned again.
+            Err(PassError::Full(error)) if first => self.make_device_room(&error, events),
+            Err(PassError::Full(error) | PassError::Failed(error)) => {
+                events.push(self.running.remove(index).fail(error));
+            }
         }
     }
 }

@@ -18,6 +18,7 @@ mod constraint;
 mod disk_cache;
 mod engine;
 mod error;
+mod full_device;
 mod handle;
 mod isolation;
 mod layered_prefill;

@@ -64,8 +64,8 @@ pub enum FinishReason {
     Length,
     /// The caller cancelled it.
     Cancelled,
-    /// Its logits were not finite, its constraint could not go on, or its work panicked; other
-    /// sequences go on.
+    /// Its logits were not finite, its constraint could not go on, its work panicked, or the device
+    /// has no room for it even alone; other sequences go on.
     Failed,
 }
 

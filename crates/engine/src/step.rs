@@ -6,6 +6,7 @@
 //! sequences that decode allocates nothing.
 
 use crate::engine::Engine;
+use crate::full_device::PassError;
 use crate::isolation::isolated;
 use crate::next_token::{next_tokens, score_prompt};
 use crate::sampler::Sampler;
@@ -36,13 +37,19 @@ impl Engine {
         let mut activations = std::mem::take(&mut self.activations);
         match self.forward(&mut activations) {
             Ok(logits) => {
+                self.count_prefilled();
                 self.keep_snapshots();
                 self.decide(logits, events);
                 self.activations = activations;
                 self.forget_wrong_guesses(events);
             }
+            // Nothing was read: it is planned again.
+            Err(PassError::Full(error)) => {
+                self.activations = activations;
+                self.make_device_room(&error, events);
+            }
             // The activations are dropped, and with the sequences their states.
-            Err(error) => {
+            Err(PassError::Failed(error)) => {
                 while let Some((i, _)) = self.fed.pop() {
                     events.push(self.running.remove(i).fail(error.clone()));
                 }
@@ -79,7 +86,7 @@ impl Engine {
         });
         self.fed.extend(takes.iter().copied().enumerate().filter(|(_, len)| *len > 0));
         if let Some((i, len)) = layered {
-            self.begin_reading(i, len);
+            self.begin_reading(i);
             self.layered.begin(&self.running[i], len);
         }
         prefill_while_decoding
@@ -103,21 +110,26 @@ impl Engine {
             } else {
                 self.batch.push(&pending[..len], sequence.logits_of(len));
             }
-            self.begin_reading(i, len);
+            self.begin_reading(i);
         }
     }
 
-    /// Counts what is read of a prompt.
-    fn begin_reading(&mut self, index: usize, len: usize) {
+    /// Others' prompts have their turn first now.
+    fn begin_reading(&mut self, index: usize) {
         let sequence = &mut self.running[index];
         if sequence.output_len() == 0 {
             sequence.last_served = self.counters.steps;
-            self.counters.prefilled_tokens += len as u64;
         }
     }
 
+    /// Counts what was read of prompts.
+    pub(crate) fn count_prefilled(&mut self) {
+        let prompts = self.fed.iter().filter(|(i, _)| self.running[*i].output_len() == 0);
+        self.counters.prefilled_tokens += prompts.map(|(_, len)| *len as u64).sum::<u64>();
+    }
+
     /// Reads the batch.
-    fn forward<'a>(&mut self, activations: &'a mut Activations) -> Result<&'a [f32], String> {
+    fn forward<'a>(&mut self, activations: &'a mut Activations) -> Result<&'a [f32], PassError> {
         let mut states = emptied(std::mem::take(&mut self.states));
         let mut fed = self.fed.iter().map(|(i, _)| *i).peekable();
         let running = self.running.iter_mut().enumerate();
@@ -127,7 +139,7 @@ impl Engine {
         let logits =
             isolated(|| model.forward(cpu, batch, &mut states, activations, &mut NoObserver));
         self.states = emptied(states);
-        logits?.map_err(|error| format!("internal error: {error}"))
+        Ok(logits.map_err(PassError::Failed)??)
     }
 
     /// Keeps and shares the states of prompts that are at a stop.

@@ -7,10 +7,19 @@
 mod emulated;
 mod support;
 
-use hybra_cuda::Compute;
-use hybra_engine::EngineConfig;
+use hybra_cuda::{Compute, DeviceBuffer};
+use hybra_engine::{EngineConfig, FinishReason};
 use hybra_kernels::ops::attention::KvDtype;
+use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use support::{Kit, Numbers, Outputs, random_model, run};
+
+/// A test that fills the device has it alone.
+static DEVICE: RwLock<()> = RwLock::new(());
+
+/// A share of the device.
+fn share() -> RwLockReadGuard<'static, ()> {
+    DEVICE.read().unwrap_or_else(PoisonError::into_inner)
+}
 
 fn kit(compute: Compute) -> Option<Kit> {
     let gpu = emulated::gpu()?;
@@ -21,6 +30,7 @@ fn kit(compute: Compute) -> Option<Kit> {
 
 #[test]
 fn tokens_are_those_of_the_cpu() {
+    let _shared = share();
     let Some(kit) = kit(Compute::F32) else { return };
     let config = EngineConfig { kv_dtype: KvDtype::F32, ..EngineConfig::default() };
     let request = kit.thinking(&Numbers(1).tokens(100), 1, 12);
@@ -32,6 +42,7 @@ fn tokens_are_those_of_the_cpu() {
 
 #[test]
 fn a_batch_has_the_tokens_of_single_requests() {
+    let _shared = share();
     for compute in [Compute::F32, Compute::Bf16] {
         let Some(kit) = kit(compute) else { return };
         let lens = [3, 90, 64, 130];
@@ -52,6 +63,7 @@ fn a_batch_has_the_tokens_of_single_requests() {
 
 #[test]
 fn a_longer_prompt_goes_on_from_the_state_of_the_shorter_one() {
+    let _shared = share();
     let Some(kit) = kit(Compute::Bf16) else { return };
     let config = EngineConfig { cache_memory: 1 << 30, ..EngineConfig::default() };
     let tokens = Numbers(1).tokens(500);
@@ -68,6 +80,7 @@ fn a_longer_prompt_goes_on_from_the_state_of_the_shorter_one() {
 /// With memory for one, the other's state goes to a file and comes back.
 #[test]
 fn states_that_find_no_room_go_to_files_and_come_back() {
+    let _shared = share();
     let Some(kit) = kit(Compute::Bf16) else { return };
     let costs = kit.model.states().costs(KvDtype::Bf16);
     let memory = costs.at(64) + costs.at(128);
@@ -82,4 +95,69 @@ fn states_that_find_no_room_go_to_files_and_come_back() {
         let alone = run(&mut kit.engine(EngineConfig::default()), request);
         assert_eq!(outputs.0[id].tokens, alone.tokens, "{id:?}");
     }
+}
+
+/// Device memory that the engine does not know is gone leaves room for two of four sequences: they
+/// take turns, whether prompts are read at once or layer by layer, and no token changes.
+#[test]
+fn sequences_take_turns_on_a_device_that_is_full() {
+    let _alone = DEVICE.write().unwrap_or_else(PoisonError::into_inner);
+    for max_prefill_while_decoding in [64, 8] {
+        let Some(kit) = kit(Compute::Bf16) else { return };
+        let requests = [0, 1, 2, 3].map(|i| kit.request(&Numbers(i).tokens(70), i, 12));
+        let alone = requests
+            .clone()
+            .map(|request| run(&mut kit.engine(EngineConfig::default()), request).tokens);
+        let config = EngineConfig { max_prefill_while_decoding, ..EngineConfig::default() };
+        let mut engine = kit.engine(config);
+        // Now the buffers of a pass are there, and one state's memory.
+        run(&mut engine, kit.request(&Numbers(9).tokens(300), 9, 2));
+        let _ballast = fill_but(kit.model.new_state(KvDtype::Bf16).bytes() * 3 / 2);
+        let mut outputs = Outputs::default();
+        let ids = requests.map(|request| {
+            let id = engine.add(request).unwrap();
+            // Those before decode when the next one comes.
+            (0..3).for_each(|_| outputs.step(&mut engine));
+            id
+        });
+        outputs.drain(&mut engine);
+        let stats = engine.stats().counters;
+        assert!(stats.preemptions > 0, "{max_prefill_while_decoding}: {stats:?}");
+        assert_eq!(stats.prefilled_tokens, 300 + 4 * 70, "what was not read does not count");
+        for (id, alone) in ids.iter().zip(alone) {
+            assert_eq!(outputs.0[id].tokens, alone, "{max_prefill_while_decoding} {id:?}");
+        }
+    }
+}
+
+/// Of two requests that find no room, each fails alone and says so; the engine goes on.
+#[test]
+fn a_request_that_does_not_fit_alone_fails_and_says_so() {
+    let _alone = DEVICE.write().unwrap_or_else(PoisonError::into_inner);
+    let Some(kit) = kit(Compute::Bf16) else { return };
+    let mut engine = kit.engine(EngineConfig::default());
+    let ballast = fill_but(kit.model.new_state(KvDtype::Bf16).bytes() / 2);
+    let requests = [0, 1].map(|i| kit.request(&Numbers(i).tokens(70), i, 4));
+    let ids = requests.clone().map(|request| engine.add(request).unwrap());
+    let mut outputs = Outputs::default();
+    outputs.drain(&mut engine);
+    for id in ids {
+        let end = outputs.end(id);
+        let error = end.error.as_deref().unwrap();
+        assert_eq!(end.reason, FinishReason::Failed);
+        let expected = "no room on the device for this request of 70 tokens alone: out of device";
+        assert!(error.contains(expected), "{error}");
+    }
+    drop(ballast);
+    for request in requests {
+        let again = run(&mut engine, request.clone());
+        assert_eq!(again.tokens, run(&mut kit.engine(EngineConfig::default()), request).tokens);
+    }
+}
+
+/// Takes the device's memory but for `left` bytes.
+fn fill_but(left: usize) -> DeviceBuffer<u8> {
+    let gpu = emulated::gpu().unwrap();
+    let free = usize::try_from(gpu.free_bytes().unwrap()).unwrap();
+    gpu.alloc(free - left).unwrap()
 }

@@ -14,15 +14,15 @@ mod weights;
 
 use crate::batch::Batch;
 use crate::config::Config;
-use crate::layer::LayerConfig;
 use crate::nemotron_h::{ForwardError, NemotronH};
 use crate::observer::Observer;
 use crate::state::SequenceState;
 use crate::weights::Weights;
 use half::bf16;
 use hybra_cuda::ops::attention::MOST_SCRATCH;
-use hybra_cuda::{Compute, CudaError, Gpu, stride};
+use hybra_cuda::{Compute, CudaError, Gpu};
 pub(crate) use scratch::DeviceActivations;
+use scratch::Lens;
 pub(crate) use state::{DeviceState, Layout};
 use std::sync::Arc;
 use weights::DeviceWeights;
@@ -37,7 +37,10 @@ pub(crate) struct DeviceModel {
 
 impl From<CudaError> for ForwardError {
     fn from(error: CudaError) -> Self {
-        Self::Device(error.to_string())
+        match error {
+            CudaError::OutOfMemory { .. } => Self::DeviceFull(error.to_string()),
+            _ => Self::Device(error.to_string()),
+        }
     }
 }
 
@@ -151,19 +154,9 @@ impl NemotronH {
             Compute::F32 => size_of::<f32>(),
             Compute::Bf16 => size_of::<bf16>(),
         };
-        let config = self.config();
-        let (mut wide, mut mix, mut conv) = (0, 0, 0);
-        for layer in &config.layers {
-            let (own_wide, own_mix, own_conv) = match layer {
-                LayerConfig::Mamba2(m) => (m.in_proj_rows(), m.d_inner(), m.conv_dim()),
-                LayerConfig::Attention(a) => (a.q_width() + 2 * a.kv_width(), a.q_width(), 0),
-                LayerConfig::Mlp(m) => (0, m.intermediate_size, 0),
-            };
-            (wide, mix, conv) = (wide.max(own_wide), mix.max(own_mix), conv.max(own_conv));
-        }
-        let h = config.hidden_size;
-        let token = 4 * (h + wide + conv) + value * (stride(h) + stride(mix)) + 2 * conv;
-        Some(tokens * token + 4 * rows * config.vocab_size + 4 * MOST_SCRATCH)
+        let lens = Lens::of(self.config(), tokens, rows);
+        let f32s = lens.hidden + lens.wide + lens.conv + lens.logits + MOST_SCRATCH;
+        Some(size_of::<f32>() * f32s + value * (lens.normed + lens.mix) + 2 * lens.conv)
     }
 
     pub(crate) fn device_layout(&self) -> Option<&Arc<Layout>> {

@@ -44,7 +44,10 @@ pub enum ForwardError {
         /// V.
         vocab_size: usize,
     },
-    /// The device that the model is on.
+    /// The device that the model is on has no room for the pass; no state has changed.
+    #[error("{0}")]
+    DeviceFull(String),
+    /// The device failed; the states are of no use.
     #[error("{0}")]
     Device(String),
 }
@@ -121,8 +124,8 @@ impl NemotronH {
     /// [`Batch::logit_rows`]. Segment i belongs to `states[i]`.
     ///
     /// # Errors
-    /// A token outside the vocabulary; then no state has changed. A device that fails; then the
-    /// states are of no use.
+    /// A token outside the vocabulary, or a device that is full; then no state has changed. A device
+    /// that fails; then the states are of no use.
     ///
     /// # Panics
     /// If there are not as many states as segments, or a state waits for [`NemotronH::accept`].
@@ -136,20 +139,10 @@ impl NemotronH {
     ) -> Result<&'a [f32], ForwardError> {
         assert_eq!(batch.segments().len(), states.len(), "one state per segment");
         assert!(states.iter().all(|s| s.drafted() == 0), "drafts are judged before the next pass");
-        let vocab_size = self.config.vocab_size;
-        if let Some(index) = batch.tokens().iter().position(|&id| id as usize >= vocab_size) {
-            return Err(ForwardError::Token { index, id: batch.tokens()[index], vocab_size });
-        }
+        self.embed(cpu, batch, act)?;
         let layers = 0..self.config.layers.len();
-        if let Some(device) = &self.device {
-            let mut piece = self.piece(batch, act);
-            device.embed(&mut piece)?;
-            device.run_layers(&mut piece, states, layers, observer)?;
-            return Ok(self.finish_on(device, batch, states, act)?);
-        }
-        self.embed(cpu, batch, act);
-        self.run_layers(cpu, batch, states, act, layers, observer);
-        Ok(self.finish(cpu, batch, states, act))
+        self.run_layers(cpu, batch, states, act, layers, observer)?;
+        self.finish(cpu, batch, states, act)
     }
 
     pub(crate) fn pass<'a>(&self, cpu: &'a Cpu, batch: &'a Batch) -> Pass<'a> {

@@ -9,39 +9,45 @@ use crate::activations::{Activations, sized};
 use crate::batch::{Batch, Segment};
 use crate::device::{DeviceModel, Piece};
 use crate::layer::LayerConfig;
-use crate::nemotron_h::NemotronH;
+use crate::nemotron_h::{ForwardError, NemotronH};
 use crate::observer::{BlockActivations, Observer};
 use crate::state::SequenceState;
-use hybra_cuda::CudaError;
 use hybra_kernels::ops::embedding::embedding;
 use hybra_kernels::{Cpu, MatMut};
-
-/// A piece of a pass has no error of its own: whoever runs one catches panics.
-fn works<T>(result: Result<T, CudaError>) -> T {
-    result.unwrap_or_else(|error| panic!("{error}"))
-}
 
 impl NemotronH {
     /// Puts the embeddings of the batch's tokens into the residual stream.
     ///
-    /// # Panics
-    /// If a token is outside the vocabulary, or the device fails that the model is on.
-    pub fn embed(&self, cpu: &Cpu, batch: &Batch, act: &mut Activations) {
+    /// # Errors
+    /// A token outside the vocabulary, or a device that fails.
+    pub fn embed(
+        &self,
+        cpu: &Cpu,
+        batch: &Batch,
+        act: &mut Activations,
+    ) -> Result<(), ForwardError> {
+        let vocab_size = self.config().vocab_size;
+        if let Some(index) = batch.tokens().iter().position(|&id| id as usize >= vocab_size) {
+            return Err(ForwardError::Token { index, id: batch.tokens()[index], vocab_size });
+        }
         if let Some(device) = self.device_model() {
-            let vocab = self.config().vocab_size;
-            assert!(batch.tokens().iter().all(|&id| (id as usize) < vocab), "ids below {vocab}");
-            return works(device.embed(&mut self.piece(batch, act)));
+            return Ok(device.embed(&mut self.piece(batch, act))?);
         }
         let (tokens, h) = (batch.tokens().len(), self.config().hidden_size);
         let out = MatMut::new(sized(&mut act.hidden, tokens * h), h);
         embedding(cpu, self.weights().embedding.view(), batch.tokens(), out);
+        Ok(())
     }
 
     /// Adds `layers`, one after the other, to the residual stream of the batch, and moves their
     /// states on; the states' lengths stay.
     ///
+    /// # Errors
+    /// A device that is full, which the first piece of a pass finds out for all of them: no state
+    /// has changed. A device that fails: the states are of no use.
+    ///
     /// # Panics
-    /// If a layer does not exist, there are not as many states as segments, or the device fails.
+    /// If a layer does not exist, or there are not as many states as segments.
     pub fn run_layers(
         &self,
         cpu: &Cpu,
@@ -50,33 +56,37 @@ impl NemotronH {
         act: &mut Activations,
         layers: impl IntoIterator<Item = usize>,
         observer: &mut dyn Observer,
-    ) {
+    ) -> Result<(), ForwardError> {
         assert_eq!(batch.segments().len(), states.len(), "one state per segment");
         if let Some(device) = self.device_model() {
             let piece = &mut self.piece(batch, act);
-            return works(device.run_layers(piece, states, layers, observer));
+            return Ok(device.run_layers(piece, states, layers, observer)?);
         }
         let (pass, tokens) = (self.pass(cpu, batch), batch.tokens().len());
         for layer in layers {
             self.block(&pass, layer, act, states);
             observer.block(layer, &self.seen(layer, act, tokens));
         }
+        Ok(())
     }
 
     /// The end of a pass whose layers have all run: the states' lengths, and the logits as of
     /// [`NemotronH::forward`].
     ///
+    /// # Errors
+    /// A device that fails: the states are of no use.
+    ///
     /// # Panics
-    /// If the residual stream is not that of the batch, or the device fails.
+    /// If the residual stream is not that of the batch.
     pub fn finish<'a>(
         &self,
         cpu: &Cpu,
         batch: &Batch,
         states: &mut [&mut SequenceState],
         act: &'a mut Activations,
-    ) -> &'a [f32] {
+    ) -> Result<&'a [f32], ForwardError> {
         if let Some(device) = self.device_model() {
-            return works(self.finish_on(device, batch, states, act));
+            return self.finish_on(device, batch, states, act);
         }
         for (segment, state) in batch.segments().iter().zip(states) {
             state.advance(segment.len);
@@ -84,17 +94,17 @@ impl NemotronH {
                 state.await_accept(segment.len);
             }
         }
-        self.logits(&self.pass(cpu, batch), act)
+        Ok(self.logits(&self.pass(cpu, batch), act))
     }
 
     /// [`Self::finish`] of a model on a device.
-    pub(crate) fn finish_on<'a>(
+    fn finish_on<'a>(
         &self,
         device: &DeviceModel,
         batch: &Batch,
         states: &mut [&mut SequenceState],
         act: &'a mut Activations,
-    ) -> Result<&'a [f32], CudaError> {
+    ) -> Result<&'a [f32], ForwardError> {
         let mut logits = std::mem::take(&mut act.logits);
         let copied = device.logits(&mut self.piece(batch, act), &mut logits);
         act.logits = logits;
@@ -107,7 +117,7 @@ impl NemotronH {
     }
 
     /// A pass as a device takes it.
-    pub(crate) fn piece<'a>(&'a self, batch: &'a Batch, act: &'a mut Activations) -> Piece<'a> {
+    fn piece<'a>(&'a self, batch: &'a Batch, act: &'a mut Activations) -> Piece<'a> {
         Piece { config: self.config(), batch, act: &mut act.device }
     }
 

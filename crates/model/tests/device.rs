@@ -251,13 +251,13 @@ fn copies_images_and_layers_in_turns_change_no_bit() {
     let batch = Batch::single(&next, LogitsFor::All);
     let mut own = Activations::new();
     let layers = run.model.config().layers.len();
-    run.model.embed(&run.cpu, &batch, &mut own);
+    run.model.embed(&run.cpu, &batch, &mut own).unwrap();
     for range in [0..layers / 2, layers / 2..layers] {
         let states = &mut [&mut piece];
-        run.model.run_layers(&run.cpu, &batch, states, &mut own, range, &mut NoObserver);
+        run.model.run_layers(&run.cpu, &batch, states, &mut own, range, &mut NoObserver).unwrap();
         run.read(&[1], &mut other);
     }
-    let found = run.model.finish(&run.cpu, &batch, &mut [&mut piece], &mut own);
+    let found = run.model.finish(&run.cpu, &batch, &mut [&mut piece], &mut own).unwrap();
     assert!(found == expected, "layers in turns");
 }
 

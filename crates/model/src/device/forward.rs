@@ -2,9 +2,12 @@
 //!
 //! Nothing here computes: it says which op reads which buffer, in order.
 
-use super::scratch::{Number, Scratch};
+use super::scratch::{Lens, Number, Scratch};
+use super::tables::Tables;
 use super::weights::{DeviceMamba2, DeviceMixer};
 use super::{DeviceModel, Piece};
+use crate::batch::Batch;
+use crate::config::Config;
 use crate::layer::{AttentionConfig, LayerConfig, Mamba2Config};
 use crate::observer::{BlockActivations, Observer};
 use crate::state::SequenceState;
@@ -57,6 +60,7 @@ impl DeviceModel {
         };
         let scratch = T::scratch(piece.act);
         scratch.tables.fill(&self.gpu, &self.layout, piece.batch, states)?;
+        self.reserve(config, piece.batch, scratch)?;
         for layer in layers {
             pass.block(layer, &config.layers[layer], scratch)?;
             if observer.looks() {
@@ -66,6 +70,36 @@ impl DeviceModel {
             }
         }
         Ok(())
+    }
+
+    /// Makes room for all layers and the end of a pass whose tables are filled.
+    fn reserve<T: Number>(
+        &self,
+        config: &Config,
+        batch: &Batch,
+        scratch: &mut Scratch<T>,
+    ) -> Result<(), CudaError> {
+        let (tokens, rows) = (batch.tokens().len(), batch.logit_rows().count());
+        let mut partial = 0;
+        for (layer, kind) in config.layers.iter().enumerate() {
+            if let LayerConfig::Attention(a) = kind {
+                let layer = self.kv_layer(layer, a, &scratch.tables);
+                partial = partial.max(layer.attention_scratch_len::<T>(scratch.tables.lens()));
+            }
+        }
+        let lens = Lens::of(config, tokens, rows);
+        self.layout.in_room(|| scratch.reserve(&self.gpu, &lens, partial))
+    }
+
+    /// Attention layer `layer` over the pages of a pass.
+    fn kv_layer<'a>(&self, layer: usize, a: &AttentionConfig, tables: &'a Tables) -> KvLayer<'a> {
+        KvLayer {
+            num_heads: a.num_heads,
+            num_kv_heads: a.num_kv_heads,
+            head_dim: a.head_dim,
+            layer_offset: self.layout.attention[layer].expect("an attention layer") as usize,
+            segments: tables.attention(&self.layout),
+        }
     }
 
     /// Final norm and head over the rows that need logits, into `to`, `[R, V]`.
@@ -82,7 +116,7 @@ impl DeviceModel {
             return gpu.synchronize();
         }
         let Scratch { hidden, normed, logits, .. } = T::scratch(piece.act);
-        let mut out = normed.sized(gpu, rows.len() * stride(h))?;
+        let mut out = normed.get_mut(rows.len() * stride(h));
         let mut done = 0;
         for run in rows.chunk_by(|a, b| a + 1 == *b) {
             let x = hidden.range(run[0] * h..(run[0] + run.len()) * h);
@@ -91,7 +125,7 @@ impl DeviceModel {
             done += run.len();
         }
         let head = self.weights.lm_head.as_ref().unwrap_or(&self.weights.embedding);
-        let out = logits.sized(gpu, rows.len() * vocab)?;
+        let out = logits.get_mut(rows.len() * vocab);
         let x = normed.get(rows.len() * stride(h));
         matmul(gpu, x, head, Epilogue::Store { out, stride: vocab })?;
         let to = crate::activations::sized(to, rows.len() * vocab);
@@ -108,7 +142,7 @@ impl Pass<'_> {
     ) -> Result<(), CudaError> {
         let (gpu, weights) = (&self.model.gpu, &self.model.weights.layers[layer]);
         let (tokens, h) = (self.tokens, self.hidden);
-        let out = scratch.normed.sized(gpu, tokens * stride(h))?;
+        let out = scratch.normed.get_mut(tokens * stride(h));
         rms_norm(gpu, scratch.hidden.get(tokens * h), weights.norm.slice(..), self.eps, out)?;
         match (config, &weights.mixer) {
             (LayerConfig::Mamba2(m), DeviceMixer::Mamba2(w)) => self.mamba2(layer, m, w, scratch),
@@ -130,7 +164,7 @@ impl Pass<'_> {
         let (gpu, tokens) = (&self.model.gpu, self.tokens);
         let (rows, inner) = (m.in_proj_rows(), m.d_inner());
         let x = scratch.normed.get(tokens * stride(self.hidden));
-        let out = scratch.wide.sized(gpu, tokens * rows)?;
+        let out = scratch.wide.get_mut(tokens * rows);
         matmul(gpu, x, &w.in_proj, Epilogue::Store { out, stride: rows })?;
         let params = MixerParams {
             num_heads: m.num_heads,
@@ -149,10 +183,10 @@ impl Pass<'_> {
         let len = tokens * params.conv_dim();
         let rounded = if params.scans_chunks::<T>() { len } else { 0 };
         let partial = MixerScratch {
-            xbc: scratch.partial.sized(gpu, len)?,
-            rounded: scratch.rounded.sized(gpu, rounded)?,
+            xbc: scratch.partial.get_mut(len),
+            rounded: scratch.rounded.get_mut(rounded),
         };
-        let out = scratch.mix.sized(gpu, tokens * stride(inner))?;
+        let out = scratch.mix.get_mut(tokens * stride(inner));
         let (wide, segments) = (scratch.wide.get(tokens * rows), scratch.tables.mixer(layer));
         mamba_split_conv1d_scan(gpu, &params, wide, &segments, partial, out)?;
         self.add(&w.out_proj, scratch)
@@ -169,26 +203,20 @@ impl Pass<'_> {
         let (q_width, kv_width) = (a.q_width(), a.kv_width());
         let width = q_width + 2 * kv_width;
         let x = scratch.normed.get(tokens * stride(self.hidden));
-        let mut wide = scratch.wide.sized(gpu, tokens * width)?;
+        let mut wide = scratch.wide.get_mut(tokens * width);
         for (first, w) in [(0, q_proj), (q_width, k_proj), (q_width + kv_width, v_proj)] {
             let out = wide.part(first..tokens * width);
             matmul(gpu, x, w, Epilogue::Store { out, stride: width })?;
         }
-        let layer = KvLayer {
-            num_heads: a.num_heads,
-            num_kv_heads: a.num_kv_heads,
-            head_dim: a.head_dim,
-            layer_offset: self.model.layout.attention[layer].expect("an attention layer") as usize,
-            segments: scratch.tables.attention(&self.model.layout),
-        };
+        let layer = self.model.kv_layer(layer, a, &scratch.tables);
         let columns =
             |first| HeadColumns { rows: scratch.wide.get(tokens * width), first, stride: width };
         let (q, k, v) = (columns(0), columns(q_width), columns(q_width + kv_width));
         kv_append::<T>(gpu, &layer, k, v)?;
         let lens = scratch.tables.lens();
         let partial = layer.attention_scratch_len::<T>(lens);
-        let partial = scratch.partial.sized(gpu, partial)?;
-        let out = scratch.mix.sized(gpu, tokens * stride(q_width))?;
+        let partial = scratch.partial.get_mut(partial);
+        let out = scratch.mix.get_mut(tokens * stride(q_width));
         attention(gpu, &layer, lens, q, out, partial)?;
         self.add(o_proj, scratch)
     }
@@ -200,7 +228,7 @@ impl Pass<'_> {
     ) -> Result<(), CudaError> {
         let (gpu, tokens) = (&self.model.gpu, self.tokens);
         let x = scratch.normed.get(tokens * stride(self.hidden));
-        let out = scratch.mix.sized(gpu, tokens * stride(up_proj.rows()))?;
+        let out = scratch.mix.get_mut(tokens * stride(up_proj.rows()));
         matmul(gpu, x, up_proj, Epilogue::Relu2 { out })?;
         self.add(down_proj, scratch)
     }

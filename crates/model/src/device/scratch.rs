@@ -1,13 +1,18 @@
 //! Device buffers of a forward pass, kept from call to call.
 //!
+//! Invariant: they have room for a whole pass before its first layer runs, so that a device without
+//! room for it says so while no state has changed.
+//!
 //! Shapes (T tokens of the batch, S segments, R rows with logits, `s(n)` the stride of n columns):
 //! `hidden` f32 `[T, h]`, `normed` `[T, s(h)]`, `wide` f32 `[T, widest first projection]`, `mix`
 //! `[T, widest s(input of an output projection)]`, `logits` f32 `[R, V]`.
 
 use super::tables::Tables;
+use crate::config::Config;
+use crate::layer::LayerConfig;
 use half::bf16;
 use hybra_cuda::ops::Value;
-use hybra_cuda::{CudaError, DeviceBuffer, DeviceSlice, DeviceSliceMut, Gpu};
+use hybra_cuda::{CudaError, DeviceBuffer, DeviceSlice, DeviceSliceMut, Gpu, stride};
 
 /// The buffers of a model that computes in T.
 pub(super) struct Scratch<T> {
@@ -37,6 +42,59 @@ impl<T> Default for Scratch<T> {
             ids: Grown::default(),
             tables: Tables::default(),
         }
+    }
+}
+
+/// Values of the buffers that a pass needs, but for `partial`, of which an attention layer may need
+/// more than `conv`.
+pub(super) struct Lens {
+    pub(super) hidden: usize,
+    pub(super) normed: usize,
+    pub(super) wide: usize,
+    pub(super) mix: usize,
+    pub(super) conv: usize,
+    pub(super) logits: usize,
+}
+
+impl Lens {
+    /// Of a pass of `tokens` tokens with `rows` rows of logits.
+    pub(super) fn of(config: &Config, tokens: usize, rows: usize) -> Self {
+        let (mut wide, mut mix, mut conv) = (0, 0, 0);
+        for layer in &config.layers {
+            let (own_wide, own_mix, own_conv) = match layer {
+                LayerConfig::Mamba2(m) => (m.in_proj_rows(), m.d_inner(), m.conv_dim()),
+                LayerConfig::Attention(a) => (a.q_width() + 2 * a.kv_width(), a.q_width(), 0),
+                LayerConfig::Mlp(m) => (0, m.intermediate_size, 0),
+            };
+            (wide, mix, conv) = (wide.max(own_wide), mix.max(own_mix), conv.max(own_conv));
+        }
+        let h = config.hidden_size;
+        Self {
+            hidden: tokens * h,
+            normed: tokens * stride(h),
+            wide: tokens * wide,
+            mix: tokens * stride(mix),
+            conv: tokens * conv,
+            logits: rows * config.vocab_size,
+        }
+    }
+}
+
+impl<T: Number> Scratch<T> {
+    /// Makes room for `lens`, and for `partial` values between the kernels of an op.
+    pub(super) fn reserve(
+        &mut self,
+        gpu: &Gpu,
+        lens: &Lens,
+        partial: usize,
+    ) -> Result<(), CudaError> {
+        self.normed.sized(gpu, lens.normed)?;
+        self.wide.sized(gpu, lens.wide)?;
+        self.mix.sized(gpu, lens.mix)?;
+        self.partial.sized(gpu, partial.max(lens.conv))?;
+        self.rounded.sized(gpu, lens.conv)?;
+        self.logits.sized(gpu, lens.logits)?;
+        Ok(())
     }
 }
 
@@ -94,18 +152,18 @@ impl<T: bytemuck::Pod> Grown<T> {
         Ok(self.0.as_mut().expect("made above").slice_mut(..len))
     }
 
-    /// The first `len` values that were written.
+    /// The first `len` values of a buffer that has them.
     pub(super) fn get(&self, len: usize) -> DeviceSlice<'_, T> {
-        self.0.as_ref().expect("written before").slice(..len)
+        self.0.as_ref().expect("there is room").slice(..len)
     }
 
     /// Some of them.
     pub(super) fn range(&self, range: std::ops::Range<usize>) -> DeviceSlice<'_, T> {
-        self.0.as_ref().expect("written before").slice(range)
+        self.0.as_ref().expect("there is room").slice(range)
     }
 
-    /// The first `len` values, written before and to be written again.
+    /// The first `len` values of a buffer that has them, to be written.
     pub(super) fn get_mut(&mut self, len: usize) -> DeviceSliceMut<'_, T> {
-        self.0.as_mut().expect("written before").slice_mut(..len)
+        self.0.as_mut().expect("there is room").slice_mut(..len)
     }
 }

@@ -54,8 +54,11 @@ impl Layout {
         Arc::new(Self { slots, pages, mamba, attention })
     }
 
-    /// What `make` makes, if need be after unused memory of the other kind went back to the driver.
-    fn in_room<T>(&self, make: impl Fn() -> Result<T, CudaError>) -> Result<T, CudaError> {
+    /// What `make` makes, if need be after unused memory of states went back to the driver.
+    pub(super) fn in_room<T>(
+        &self,
+        mut make: impl FnMut() -> Result<T, CudaError>,
+    ) -> Result<T, CudaError> {
         match make() {
             Err(CudaError::OutOfMemory { .. }) => {
                 self.slots.release();
