@@ -13,6 +13,24 @@ pub struct Gpu(Never);
 #[derive(Clone, Copy, PartialEq)]
 enum Never {}
 
+/// Uploads to a device, of which there is none.
+pub struct Staging(Never);
+
+#[allow(missing_docs, clippy::missing_errors_doc, clippy::must_use_candidate)]
+impl Staging {
+    pub fn new(gpu: &Gpu) -> Self {
+        match gpu.0 {}
+    }
+
+    pub fn gpu(&self) -> &Gpu {
+        match self.0 {}
+    }
+
+    pub fn upload<T: Pod>(&mut self, _: DeviceSliceMut<T>, _: &[T]) -> Result<(), CudaError> {
+        match self.0 {}
+    }
+}
+
 #[allow(missing_docs, clippy::missing_errors_doc, clippy::must_use_candidate)]
 impl Gpu {
     pub fn count() -> Result<usize, CudaError> {

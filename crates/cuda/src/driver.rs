@@ -1,10 +1,13 @@
-//! One GPU: its context, stream, compiled kernels and memory. The only file that calls the driver.
+//! One GPU: its context, stream, compiled kernels and memory. This file and the folder of its name
+//! are all that calls the driver.
 //!
 //! Invariants: all work is in one stream, in the order of the calls; a buffer is zero when it is
 //! made and freed when it is dropped; ranges are checked against the buffer's length on the host;
-//! uploads have left the host's memory, and downloads are complete, when the call returns. A kernel
+//! uploads have left the caller's memory, and downloads are complete, when the call returns. A kernel
 //! can only reach device memory: what a wrong launch could break is a result, or the device's
 //! context, never the host's memory.
+
+mod staging;
 
 use crate::compile::compile;
 use crate::error::CudaError;
@@ -18,6 +21,8 @@ use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
+
+pub use staging::Staging;
 
 /// An open device; clones are handles to the same.
 #[derive(Clone)]

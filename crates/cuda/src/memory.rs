@@ -120,6 +120,17 @@ impl<T> Clone for DeviceSlice<'_, T> {
 impl<T> Copy for DeviceSlice<'_, T> {}
 
 impl<'a, T> DeviceSlice<'a, T> {
+    /// Some of them.
+    ///
+    /// # Panics
+    /// If the range is not inside.
+    #[must_use]
+    pub fn part(self, range: Range<usize>) -> Self {
+        let (Range { start, end }, Self { ptr, len, values }) = (range, self);
+        assert!(start <= end && end <= len, "{start}..{end} of {len} values");
+        Self { ptr: ptr + (start * size_of::<T>()) as u64, len: end - start, values }
+    }
+
     /// The same values, to be written: for whoever knows that no other reads or writes them
     /// meanwhile, as the owner of a part of a shared buffer does.
     #[must_use]
@@ -146,6 +157,14 @@ impl<'a, T> DeviceSlice<'a, T> {
     }
 }
 
+impl<'a> DeviceSlice<'a, u64> {
+    /// The same memory as twice as many numbers, the lower halves first.
+    #[must_use]
+    pub fn halves(self) -> DeviceSlice<'a, u32> {
+        DeviceSlice { ptr: self.ptr, len: 2 * self.len, values: PhantomData }
+    }
+}
+
 /// Values in device memory that an op writes; they can be read as a [`DeviceSlice`], too.
 pub struct DeviceSliceMut<'a, T> {
     values: DeviceSlice<'a, T>,
@@ -166,10 +185,7 @@ impl<T> DeviceSliceMut<'_, T> {
     /// If the range is not inside.
     #[must_use]
     pub fn part(&mut self, range: Range<usize>) -> DeviceSliceMut<'_, T> {
-        let (Range { start, end }, DeviceSlice { ptr, len, values }) = (range, self.values);
-        assert!(start <= end && end <= len, "{start}..{end} of {len} values");
-        let ptr = ptr + (start * size_of::<T>()) as u64;
-        DeviceSlice { ptr, len: end - start, values }.written()
+        self.values.part(range).written()
     }
 
     /// The same values for a shorter time.

@@ -88,8 +88,18 @@ impl DeviceModel {
         &self.layout
     }
 
+    /// A pass but for its end.
+    pub(crate) fn read(
+        &self,
+        piece: &mut Piece,
+        states: &mut [&mut SequenceState],
+        observer: &mut dyn Observer,
+    ) -> Result<(), CudaError> {
+        with_number!(self, T => self.read_in::<T>(piece, states, observer))
+    }
+
     /// Embeds the batch's tokens.
-    pub(crate) fn embed(&self, piece: &mut Piece) -> Result<(), CudaError> {
+    pub(crate) fn embed_ids(&self, piece: &mut Piece) -> Result<(), CudaError> {
         with_number!(self, T => self.embed_in::<T>(piece))
     }
 

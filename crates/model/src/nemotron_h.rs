@@ -139,9 +139,13 @@ impl NemotronH {
     ) -> Result<&'a [f32], ForwardError> {
         assert_eq!(batch.segments().len(), states.len(), "one state per segment");
         assert!(states.iter().all(|s| s.drafted() == 0), "drafts are judged before the next pass");
-        self.embed(cpu, batch, act)?;
-        let layers = 0..self.config.layers.len();
-        self.run_layers(cpu, batch, states, act, layers, observer)?;
+        if let Some(device) = &self.device {
+            self.check_tokens(batch)?;
+            device.read(&mut self.piece(batch, act), states, observer)?;
+        } else {
+            self.embed(cpu, batch, act)?;
+            self.run_layers(cpu, batch, states, act, 0..self.config.layers.len(), observer)?;
+        }
         self.finish(cpu, batch, states, act)
     }
 

@@ -26,12 +26,9 @@ impl NemotronH {
         batch: &Batch,
         act: &mut Activations,
     ) -> Result<(), ForwardError> {
-        let vocab_size = self.config().vocab_size;
-        if let Some(index) = batch.tokens().iter().position(|&id| id as usize >= vocab_size) {
-            return Err(ForwardError::Token { index, id: batch.tokens()[index], vocab_size });
-        }
+        self.check_tokens(batch)?;
         if let Some(device) = self.device_model() {
-            return Ok(device.embed(&mut self.piece(batch, act))?);
+            return Ok(device.embed_ids(&mut self.piece(batch, act))?);
         }
         let (tokens, h) = (batch.tokens().len(), self.config().hidden_size);
         let out = MatMut::new(sized(&mut act.hidden, tokens * h), h);
@@ -116,8 +113,19 @@ impl NemotronH {
         Ok(&act.logits[..rows * self.config().vocab_size])
     }
 
+    /// Whether all tokens are of the vocabulary.
+    pub(crate) fn check_tokens(&self, batch: &Batch) -> Result<(), ForwardError> {
+        let vocab_size = self.config().vocab_size;
+        match batch.tokens().iter().position(|&id| id as usize >= vocab_size) {
+            Some(index) => {
+                Err(ForwardError::Token { index, id: batch.tokens()[index], vocab_size })
+            }
+            None => Ok(()),
+        }
+    }
+
     /// A pass as a device takes it.
-    fn piece<'a>(&'a self, batch: &'a Batch, act: &'a mut Activations) -> Piece<'a> {
+    pub(crate) fn piece<'a>(&'a self, batch: &'a Batch, act: &'a mut Activations) -> Piece<'a> {
         Piece { config: self.config(), batch, act: &mut act.device }
     }
 

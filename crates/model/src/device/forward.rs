@@ -33,20 +33,64 @@ struct Pass<'a> {
 }
 
 impl DeviceModel {
-    /// `hidden = embedding[token]`.
-    pub(super) fn embed_in<T: Number>(&self, piece: &mut Piece) -> Result<(), CudaError> {
-        let (tokens, h) = (piece.batch.tokens(), piece.config.hidden_size);
-        let scratch = T::scratch(piece.act);
-        self.gpu.upload(scratch.ids.sized(&self.gpu, tokens.len())?, tokens)?;
-        let hidden = scratch.hidden.sized(&self.gpu, tokens.len() * h)?;
-        embedding(&self.gpu, &self.weights.embedding, scratch.ids.get(tokens.len()), hidden)
+    /// Embedding and all layers: one upload.
+    pub(super) fn read_in<T: Number>(
+        &self,
+        piece: &mut Piece,
+        states: &mut [&mut SequenceState],
+        observer: &mut dyn Observer,
+    ) -> Result<(), CudaError> {
+        self.begin::<T>(piece, states)?;
+        self.embed::<T>(piece)?;
+        self.run::<T>(piece, 0..piece.config.layers.len(), observer)
     }
 
-    /// `hidden += mixer(rms_norm(hidden))`, layer by layer.
+    /// Embedding alone.
+    pub(super) fn embed_in<T: Number>(&self, piece: &mut Piece) -> Result<(), CudaError> {
+        let scratch = T::scratch(piece.act);
+        self.layout.in_room(|| {
+            scratch
+                .hidden
+                .sized(&self.gpu, piece.batch.tokens().len() * piece.config.hidden_size)?;
+            scratch.tables.fill_ids(&self.gpu, piece.batch)
+        })?;
+        self.embed::<T>(piece)
+    }
+
+    /// Some layers alone.
     pub(super) fn run_layers_in<T: Number>(
         &self,
         piece: &mut Piece,
         states: &mut [&mut SequenceState],
+        layers: impl IntoIterator<Item = usize>,
+        observer: &mut dyn Observer,
+    ) -> Result<(), CudaError> {
+        self.begin::<T>(piece, states)?;
+        self.run::<T>(piece, layers, observer)
+    }
+
+    /// Brings states and tables to the device, and makes room for all of a pass.
+    fn begin<T: Number>(
+        &self,
+        piece: &mut Piece,
+        states: &mut [&mut SequenceState],
+    ) -> Result<(), CudaError> {
+        let scratch = T::scratch(piece.act);
+        scratch.tables.fill(&self.gpu, &self.layout, piece.batch, states)?;
+        self.reserve(piece.config, piece.batch, scratch)
+    }
+
+    /// `hidden = embedding[token]`.
+    fn embed<T: Number>(&self, piece: &mut Piece) -> Result<(), CudaError> {
+        let Scratch { hidden, tables, .. } = T::scratch(piece.act);
+        let hidden = hidden.get_mut(piece.batch.tokens().len() * piece.config.hidden_size);
+        embedding(&self.gpu, &self.weights.embedding, tables.ids(), hidden)
+    }
+
+    /// `hidden += mixer(rms_norm(hidden))`, layer by layer.
+    fn run<T: Number>(
+        &self,
+        piece: &mut Piece,
         layers: impl IntoIterator<Item = usize>,
         observer: &mut dyn Observer,
     ) -> Result<(), CudaError> {
@@ -59,8 +103,6 @@ impl DeviceModel {
             dt_limit: config.time_step_limit,
         };
         let scratch = T::scratch(piece.act);
-        scratch.tables.fill(&self.gpu, &self.layout, piece.batch, states)?;
-        self.reserve(config, piece.batch, scratch)?;
         for layer in layers {
             pass.block(layer, &config.layers[layer], scratch)?;
             if observer.looks() {

@@ -25,7 +25,6 @@ pub(super) struct Scratch<T> {
     pub(super) partial: Grown<f32>,
     /// The same rounded to bf16, where an op wants it.
     pub(super) rounded: Grown<bf16>,
-    pub(super) ids: Grown<u32>,
     pub(super) tables: Tables,
 }
 
@@ -39,7 +38,6 @@ impl<T> Default for Scratch<T> {
             logits: Grown::default(),
             partial: Grown::default(),
             rounded: Grown::default(),
-            ids: Grown::default(),
             tables: Tables::default(),
         }
     }
@@ -88,6 +86,7 @@ impl<T: Number> Scratch<T> {
         lens: &Lens,
         partial: usize,
     ) -> Result<(), CudaError> {
+        self.hidden.sized(gpu, lens.hidden)?;
         self.normed.sized(gpu, lens.normed)?;
         self.wide.sized(gpu, lens.wide)?;
         self.mix.sized(gpu, lens.mix)?;

@@ -1,8 +1,10 @@
-//! What kernels must know of a batch: its segments, and where their states lie.
+//! What kernels must know of a batch: its tokens, its segments, and where their states lie.
 //!
-//! Two arrays on the device. Words: starts, lengths, tokens read before and first page, `[S]` each.
-//! Addresses: of every Mamba layer the convolutions' windows `[S]` and the SSM states `[S]`, then
-//! the pages of all segments, one segment after the other.
+//! One array on the device, uploaded in one piece that nobody waits for. Words come first, two to a
+//! place: ids `[T]`; starts, lengths, tokens read before and first page of the segments, `[S]` each.
+//! Then addresses: of every Mamba layer the convolutions' windows `[S]` and the SSM states `[S]`,
+//! and the pages of all segments, one segment after the other. So all but the number of pages lies
+//! where T and S say.
 
 use super::scratch::Grown;
 use super::state::{Layout, PAGE};
@@ -10,23 +12,31 @@ use crate::batch::Batch;
 use crate::state::SequenceState;
 use hybra_cuda::ops::attention::{KvSegments, SegmentLen};
 use hybra_cuda::ops::mamba_split_conv1d_scan::MixerSegments;
-use hybra_cuda::{CudaError, Gpu};
+use hybra_cuda::{CudaError, DeviceSlice, Gpu, Staging};
 
-/// The arrays, and what the host knows of them.
+/// The array, and what the host knows of it.
 #[derive(Default)]
 pub(super) struct Tables {
-    words: Grown<u32>,
-    addresses: Grown<u64>,
+    on_device: Grown<u64>,
+    staging: Option<Staging>,
     lens: Vec<SegmentLen>,
+    /// T.
+    tokens: usize,
     /// Mamba layers before each layer.
     mamba_before: Vec<usize>,
-    num_addresses: usize,
-    staged_words: Vec<u32>,
-    staged_addresses: Vec<u64>,
+    words: Vec<u32>,
+    addresses: Vec<u64>,
+    staged: Vec<u64>,
 }
 
 impl Tables {
-    /// Brings the batch's states to the device, with room for its tokens, and uploads the tables.
+    /// Uploads the batch's tokens alone.
+    pub(super) fn fill_ids(&mut self, gpu: &Gpu, batch: &Batch) -> Result<(), CudaError> {
+        self.begin(batch);
+        self.upload(gpu)
+    }
+
+    /// Brings the batch's states to the device, with room for its tokens, and uploads everything.
     pub(super) fn fill(
         &mut self,
         gpu: &Gpu,
@@ -34,16 +44,14 @@ impl Tables {
         batch: &Batch,
         states: &mut [&mut SequenceState],
     ) -> Result<(), CudaError> {
+        self.begin(batch);
         let segments = batch.segments();
-        self.lens.clear();
-        self.staged_words.clear();
-        self.staged_addresses.clear();
         let mamba: Vec<(u64, u64)> = layout.mamba.iter().flatten().copied().collect();
         let (num, per_layer) = (segments.len(), 2 * segments.len());
-        self.staged_addresses.resize(mamba.len() * per_layer, 0);
-        self.staged_words.extend(segments.iter().map(|s| s.start as u32));
-        self.staged_words.extend(segments.iter().map(|s| s.len as u32));
-        self.staged_words.extend(states.iter().map(|s| s.len() as u32));
+        self.addresses.resize(mamba.len() * per_layer, 0);
+        self.words.extend(segments.iter().map(|s| s.start as u32));
+        self.words.extend(segments.iter().map(|s| s.len as u32));
+        self.words.extend(states.iter().map(|s| s.len() as u32));
         let mut pages = 0;
         for (i, (segment, state)) in segments.iter().zip(states).enumerate() {
             assert!(!segment.draft, "a device reads no drafts");
@@ -54,22 +62,41 @@ impl Tables {
             let resident = device.reserve(past + segment.len)?;
             for (layer, (conv, ssm)) in mamba.iter().enumerate() {
                 let slot = resident.slot.address();
-                self.staged_addresses[layer * per_layer + i] = slot + conv;
-                self.staged_addresses[layer * per_layer + num + i] = slot + ssm;
+                self.addresses[layer * per_layer + i] = slot + conv;
+                self.addresses[layer * per_layer + num + i] = slot + ssm;
             }
-            self.staged_words.push(pages);
+            self.words.push(pages);
             let needed =
                 &resident.pages[..(past + segment.len).div_ceil(PAGE).min(resident.pages.len())];
             pages += needed.len() as u32;
-            self.staged_addresses.extend(needed.iter().map(|page| page.address()));
+            self.addresses.extend(needed.iter().map(|page| page.address()));
         }
         let is_mamba = layout.mamba.iter().map(Option::is_some);
         let before =
             is_mamba.scan(0, |count, is| Some(std::mem::replace(count, *count + usize::from(is))));
-        self.mamba_before = before.collect();
-        self.num_addresses = self.staged_addresses.len();
-        gpu.upload(self.words.sized(gpu, self.staged_words.len())?, &self.staged_words)?;
-        gpu.upload(self.addresses.sized(gpu, self.num_addresses)?, &self.staged_addresses)
+        self.mamba_before.clear();
+        self.mamba_before.extend(before);
+        layout.in_room(|| self.upload(gpu))
+    }
+
+    /// Empty but for the tokens.
+    fn begin(&mut self, batch: &Batch) {
+        self.lens.clear();
+        self.addresses.clear();
+        self.words.clear();
+        self.words.extend(batch.tokens());
+        self.tokens = batch.tokens().len();
+    }
+
+    fn upload(&mut self, gpu: &Gpu) -> Result<(), CudaError> {
+        // Hosts of these devices are little-endian, as the devices are.
+        let pair = |pair: &[u32]| u64::from(pair[0]) | u64::from(*pair.get(1).unwrap_or(&0)) << 32;
+        self.staged.clear();
+        self.staged.extend(self.words.chunks(2).map(pair));
+        self.staged.extend(&self.addresses);
+        let to = self.on_device.sized(gpu, self.staged.len())?;
+        let staging = self.staging.take().filter(|staging| staging.gpu() == gpu);
+        self.staging.insert(staging.unwrap_or_else(|| Staging::new(gpu))).upload(to, &self.staged)
     }
 
     /// The segments, as the host knows them.
@@ -77,29 +104,48 @@ impl Tables {
         &self.lens
     }
 
+    /// The batch's tokens.
+    pub(super) fn ids(&self) -> DeviceSlice<'_, u32> {
+        self.words().part(0..self.tokens)
+    }
+
+    fn words(&self) -> DeviceSlice<'_, u32> {
+        self.on_device.get(self.words.len().div_ceil(2)).halves()
+    }
+
+    /// Array `index` of those of the segments.
+    fn of_segments(&self, index: usize) -> DeviceSlice<'_, u32> {
+        let (first, num) = (self.tokens, self.lens.len());
+        self.words().part(first + index * num..first + (index + 1) * num)
+    }
+
+    fn addresses(&self) -> DeviceSlice<'_, u64> {
+        let words = self.words.len().div_ceil(2);
+        self.on_device.get(words + self.addresses.len()).part(words..words + self.addresses.len())
+    }
+
     /// The segments as the mixer of Mamba layer `layer` takes them.
     pub(super) fn mixer(&self, layer: usize) -> MixerSegments<'_> {
         let num = self.lens.len();
         let first = self.mamba_before[layer] * 2 * num;
         MixerSegments {
-            start: self.words.range(0..num),
-            len: self.words.range(num..2 * num),
-            conv_states: self.addresses.range(first..first + num),
-            ssm_states: self.addresses.range(first + num..first + 2 * num),
+            start: self.of_segments(0),
+            len: self.of_segments(1),
+            conv_states: self.addresses().part(first..first + num),
+            ssm_states: self.addresses().part(first + num..first + 2 * num),
             longest: self.lens.iter().map(|s| s.len).max().unwrap_or(0),
         }
     }
 
     /// The segments as attention takes them.
     pub(super) fn attention(&self, layout: &Layout) -> KvSegments<'_> {
-        let num = self.lens.len();
-        let first = layout.mamba.iter().flatten().count() * 2 * num;
+        let first = layout.mamba.iter().flatten().count() * 2 * self.lens.len();
         KvSegments {
-            start: self.words.range(0..num),
-            len: self.words.range(num..2 * num),
-            past: self.words.range(2 * num..3 * num),
-            first_page: self.words.range(3 * num..4 * num),
-            pages: self.addresses.range(first..self.num_addresses),
+            start: self.of_segments(0),
+            len: self.of_segments(1),
+            past: self.of_segments(2),
+            first_page: self.of_segments(3),
+            pages: self.addresses().part(first..self.addresses.len()),
         }
     }
 }
