@@ -29,6 +29,7 @@ const SOURCES: &[(&str, &str)] = sources![
     "ops/kv_append.cu",
     "ops/attention_decode.cu",
     "ops/attention_prefill.cu",
+    "ops/sample.cu",
     "ops/limits.cu",
 ];
 

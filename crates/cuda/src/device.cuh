@@ -4,7 +4,8 @@
 // is not plain C++ is in this file, twice: for the device here, for the emulator of the tests in
 // tests/emulator/emulator.h (same names, same meaning). Kernels may use what is declared here,
 // threadIdx.x, blockIdx, gridDim, blockDim.x, __syncthreads(), __syncwarp(), __shared__ arrays of
-// fixed size, and the math functions that CUDA and C share (expf, exp2f, rsqrtf, fmaf, fmaxf, ...).
+// fixed size, and the math functions that CUDA and C share (expf, exp2f, rsqrtf, fmaf, fmaxf, exp,
+// ...).
 // Blocks are one-dimensional, a multiple of 32 threads, and all threads of a block reach every
 // barrier and every collective of their warp.
 //

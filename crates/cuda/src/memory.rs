@@ -116,6 +116,13 @@ impl<T> Clone for DeviceSlice<'_, T> {
     }
 }
 
+impl<T> Default for DeviceSlice<'_, T> {
+    /// No values.
+    fn default() -> Self {
+        Self { ptr: 0, len: 0, values: PhantomData }
+    }
+}
+
 // Whatever T is: a slice is an address and a number.
 impl<T> Copy for DeviceSlice<'_, T> {}
 

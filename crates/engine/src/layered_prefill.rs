@@ -52,6 +52,7 @@ impl Layered {
         self.done = 0;
         self.batch.clear();
         self.batch.push(&sequence.pending()[..len], sequence.logits_of(len));
+        self.batch.set_scale(sequence.scale());
     }
 }
 
@@ -89,7 +90,7 @@ impl Engine {
                 std::mem::swap(&mut self.batch, batch);
                 self.count_prefilled();
                 self.keep_snapshots();
-                self.decide(logits, events);
+                self.decide(&logits, events);
                 piece.sequence = None;
                 self.layered = piece;
             }

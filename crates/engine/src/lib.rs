@@ -29,6 +29,7 @@ mod prefix_cache;
 mod prompt_logprobs;
 mod prompt_lookup;
 mod request;
+mod row;
 mod sampler;
 mod scheduler;
 mod sequence;

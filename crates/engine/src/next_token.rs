@@ -8,22 +8,27 @@ use crate::constraint::{Arming, Verdict};
 use crate::engine::TokenTable;
 use crate::error::SamplingError;
 use crate::prompt_logprobs::score;
+use crate::row::{Row, RowError};
 use crate::sampler::{Draw, SampleInput, Sampler, TokenLogprob};
 use crate::sequence::{EndToken, Event, FinishReason, Sequence, TokenEvent};
 use crate::thinking_budget::{EosAction, FinishCause};
+use hybra_model::LogitRow;
 
 /// Decides the tokens after a segment from its `rows` of logits: the first row follows a known
 /// token, each further one a guess and counts only if that guess came true. True if the sequence
 /// is over.
 pub(crate) fn next_tokens<'r>(
     sequence: &mut Sequence,
-    rows: impl Iterator<Item = &'r [f32]>,
+    rows: impl Iterator<Item = LogitRow<'r>>,
     sampler: &mut Sampler,
     table: &dyn TokenTable,
     events: &mut Vec<Event>,
 ) -> bool {
     for (i, row) in rows.enumerate() {
-        if next_token(sequence, row, sampler, table, events) {
+        let mut row = Row::new(row, sampler);
+        let is_over = next_token(sequence, &mut row, sampler, table, events);
+        row.end(sampler);
+        if is_over {
             return true;
         }
         if sequence.accepted() == i {
@@ -37,7 +42,7 @@ pub(crate) fn next_tokens<'r>(
 /// after the whole prompt. True if the sequence is over.
 pub(crate) fn score_prompt<'r>(
     sequence: &mut Sequence,
-    rows: impl ExactSizeIterator<Item = &'r [f32]> + Clone,
+    rows: impl ExactSizeIterator<Item = LogitRow<'r>> + Clone,
     sampler: &mut Sampler,
     table: &dyn TokenTable,
     events: &mut Vec<Event>,
@@ -59,10 +64,10 @@ pub(crate) fn score_prompt<'r>(
     next_tokens(sequence, rows.skip(last), sampler, table, events)
 }
 
-/// Decides the token after `logits`; true if the sequence is over.
+/// Decides the token after a row of logits; true if the sequence is over.
 fn next_token(
     sequence: &mut Sequence,
-    logits: &[f32],
+    logits: &mut Row<'_>,
     sampler: &mut Sampler,
     table: &dyn TokenTable,
     events: &mut Vec<Event>,
@@ -107,7 +112,7 @@ fn next_token(
 /// The forced token, or a sampled one; `None` at the end of the sequence.
 fn choose(
     sequence: &mut Sequence,
-    logits: &[f32],
+    logits: &mut Row<'_>,
     sampler: &mut Sampler,
 ) -> Result<Option<u32>, String> {
     if let Some(token) = sequence.budget.forced_next() {
@@ -139,7 +144,7 @@ fn choose(
 /// leaves nothing but the end, which `min_tokens` and `ignore_eos` can then not forbid.
 fn sample(
     sequence: &mut Sequence,
-    logits: &[f32],
+    logits: &mut Row<'_>,
     sampler: &mut Sampler,
 ) -> Result<Option<u32>, String> {
     let position = sequence.output_len();
@@ -161,10 +166,12 @@ fn sample(
         forbidden: &[sequence.budget.forbidden(), eos, stop, first, second],
         draw: Draw { seed: params.seed.unwrap_or(0), position: position as u64 },
     };
-    match sampler.sample(logits, input) {
+    match logits.sample(sampler, input) {
         Ok(token) => Ok(Some(token)),
-        Err(SamplingError::NoCandidate { .. }) if verdict.allows_any(eos) => Ok(None),
-        Err(SamplingError::NoCandidate { .. }) if verdict.allowed.is_some() => {
+        Err(RowError::Sampling(SamplingError::NoCandidate { .. })) if verdict.allows_any(eos) => {
+            Ok(None)
+        }
+        Err(RowError::Sampling(SamplingError::NoCandidate { .. })) if verdict.allowed.is_some() => {
             Err(format!("constraint: a dead end: no token may follow token {position}"))
         }
         Err(error) => Err(error.to_string()),
@@ -173,14 +180,14 @@ fn sample(
 
 fn logprobs(
     sequence: &Sequence,
-    logits: &[f32],
+    logits: &mut Row<'_>,
     token: u32,
     sampler: &mut Sampler,
 ) -> (Option<f32>, Vec<TokenLogprob>) {
     let Some(top) = sequence.sampling.logprobs else { return (None, Vec::new()) };
     let mut most = Vec::new();
     // A forced token needs no sound logits; a row that is not finite has no log-probabilities.
-    (sampler.logprobs(logits, token, top as usize, &mut most).ok(), most)
+    (logits.logprobs(sampler, token, top as usize, &mut most).ok(), most)
 }
 
 fn end(

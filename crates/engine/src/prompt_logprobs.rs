@@ -6,10 +6,12 @@
 //! has the log-probability that it has when it is generated up to the rounding between reading in
 //! chunks and reading token by token.
 
-use crate::error::{RequestError, SamplingError};
+use crate::error::RequestError;
 use crate::request::{MAX_TOP_LOGPROBS, SamplingParams};
+use crate::row::{Row, RowError};
 use crate::sampler::{Sampler, TokenLogprob};
 use crate::sequence::{Sequence, SequenceId};
+use hybra_model::LogitRow;
 
 /// Log-probabilities of a piece of a prompt.
 #[derive(Clone, Debug, PartialEq)]
@@ -46,15 +48,18 @@ pub(crate) fn validate(
 pub(crate) fn score<'r>(
     sequence: &Sequence,
     top_n: u32,
-    rows: impl ExactSizeIterator<Item = &'r [f32]>,
+    rows: impl ExactSizeIterator<Item = LogitRow<'r>>,
     sampler: &mut Sampler,
-) -> Result<PromptLogprobs, SamplingError> {
+) -> Result<PromptLogprobs, RowError> {
     let start = sequence.state().len() - rows.len() + 1;
     let prompt = &sequence.tokens[..sequence.prompt_len];
     let mut tokens = Vec::with_capacity(rows.len());
     for (row, &token) in rows.zip(prompt.get(start..).unwrap_or_default()) {
         let mut top = Vec::new();
-        let logprob = sampler.logprobs(row, token, top_n as usize, &mut top)?;
+        let mut row = Row::new(row, sampler);
+        let logprob = row.logprobs(sampler, token, top_n as usize, &mut top);
+        row.end(sampler);
+        let logprob = logprob?;
         tokens.push((TokenLogprob { token, logprob }, top));
     }
     Ok(PromptLogprobs { sequence: sequence.id, start, tokens })

@@ -16,9 +16,12 @@
 //! **Log-probabilities** are of the raw model distribution: log-softmax of the untouched logits,
 //! accumulated in f64, before every processor and temperature (vLLM's default, `raw_logprobs`).
 //!
+//! Of a row on a GPU the largest logits are enough in most cases ([`Sampler::sample_top`]).
+//!
 //! Nothing is allocated per step once the buffers have grown; nothing is sorted beyond what is kept.
 
 mod select;
+mod top;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -111,6 +114,9 @@ pub struct Sampler {
     logits: Vec<f32>,
     weights: Vec<f32>,
     candidates: Vec<Candidate>,
+    /// Rows that were on a GPU, for whoever fetches them; and how many were.
+    pub(crate) fetched: Vec<f32>,
+    pub(crate) num_fetched: u64,
 }
 
 impl Sampler {

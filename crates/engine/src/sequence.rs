@@ -258,6 +258,11 @@ impl Sequence {
         }
     }
 
+    /// What its logits are multiplied with before they become weights.
+    pub(crate) fn scale(&self) -> f32 {
+        if self.sampling.is_greedy() { 1.0 } else { 1.0 / self.sampling.temperature }
+    }
+
     /// The prompt with its keys.
     pub(crate) fn prefixes(&self) -> Prefixes<'_> {
         let tokens = &self.tokens[..self.prompt_len];

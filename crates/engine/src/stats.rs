@@ -36,4 +36,6 @@ pub struct Counters {
     pub steps: u64,
     /// How often a sequence lost its place.
     pub preemptions: u64,
+    /// Rows of logits that came from a GPU whole, because their largest did not tell.
+    pub logit_rows_fetched: u64,
 }

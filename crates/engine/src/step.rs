@@ -12,7 +12,7 @@ use crate::next_token::{next_tokens, score_prompt};
 use crate::sampler::Sampler;
 use crate::scheduler::{Demand, Plan, StepBudget};
 use crate::sequence::{Event, Sequence};
-use hybra_model::{Activations, NoObserver, SCAN_CHUNK, SequenceState};
+use hybra_model::{Activations, Logits, NoObserver, SCAN_CHUNK, SequenceState};
 
 impl Engine {
     /// Runs the model once and appends what happened to `events`.
@@ -39,7 +39,7 @@ impl Engine {
             Ok(logits) => {
                 self.count_prefilled();
                 self.keep_snapshots();
-                self.decide(logits, events);
+                self.decide(&logits, events);
                 self.activations = activations;
                 self.forget_wrong_guesses(events);
             }
@@ -110,6 +110,7 @@ impl Engine {
             } else {
                 self.batch.push(&pending[..len], sequence.logits_of(len));
             }
+            self.batch.set_scale(sequence.scale());
             self.begin_reading(i);
         }
     }
@@ -129,15 +130,14 @@ impl Engine {
     }
 
     /// Reads the batch.
-    fn forward<'a>(&mut self, activations: &'a mut Activations) -> Result<&'a [f32], PassError> {
+    fn forward<'a>(&mut self, activations: &'a mut Activations) -> Result<Logits<'a>, PassError> {
         let mut states = emptied(std::mem::take(&mut self.states));
         let mut fed = self.fed.iter().map(|(i, _)| *i).peekable();
         let running = self.running.iter_mut().enumerate();
         let states_of = |(i, s)| fed.next_if_eq(&i).map(|_| Sequence::state_mut(s));
         states.extend(running.filter_map(states_of));
         let (model, cpu, batch) = (&self.model, &self.cpu, &self.batch);
-        let logits =
-            isolated(|| model.forward(cpu, batch, &mut states, activations, &mut NoObserver));
+        let logits = isolated(|| model.read(cpu, batch, &mut states, activations, &mut NoObserver));
         self.states = emptied(states);
         Ok(logits.map_err(PassError::Failed)??)
     }
@@ -164,9 +164,8 @@ impl Engine {
     }
 
     /// Lets each sequence decide its next tokens.
-    pub(crate) fn decide(&mut self, mut logits: &[f32], events: &mut Vec<Event>) {
-        let vocab_size = self.model.config().vocab_size;
-        let mut over = Vec::new();
+    pub(crate) fn decide(&mut self, logits: &Logits<'_>, events: &mut Vec<Event>) {
+        let (mut over, mut first) = (Vec::new(), 0);
         for (&(i, _), segment) in self.fed.iter().zip(self.batch.segments()) {
             let sequence = &mut self.running[i];
             let before = sequence.output_len();
@@ -175,9 +174,9 @@ impl Engine {
                 let cached = sequence.cached_tokens;
                 events.push(Event::Prefill { sequence: sequence.id, done, total, cached });
             }
-            let (rows, others) = logits.split_at(segment.num_logits() * vocab_size);
-            logits = others;
-            let (rows, sampler) = (rows.chunks(vocab_size), &mut self.sampler);
+            let rows = (first..first + segment.num_logits()).map(|row| logits.row(row));
+            first += segment.num_logits();
+            let sampler = &mut self.sampler;
             let decided = isolated(|| match sequence.scores() {
                 Some(_) => score_prompt(sequence, rows, sampler, &*self.table, events),
                 None => next_tokens(sequence, rows, sampler, &*self.table, events),
@@ -192,6 +191,7 @@ impl Engine {
                 over.push(i);
             }
         }
+        self.counters.logit_rows_fetched += std::mem::take(&mut self.sampler.num_fetched);
         for i in over.into_iter().rev() {
             self.running.remove(i);
         }

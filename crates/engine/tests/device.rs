@@ -8,8 +8,14 @@ mod emulated;
 mod support;
 
 use hybra_cuda::{Compute, DeviceBuffer};
-use hybra_engine::{EngineConfig, FinishReason};
+use hybra_engine::{
+    Draw, EngineConfig, FinishReason, GenerationRequest, SampleInput, Sampler, SamplingParams,
+    TokenHistory, TokenTable,
+};
 use hybra_kernels::ops::attention::KvDtype;
+use hybra_kernels::{Cpu, Isa};
+use hybra_model::{Activations, Batch, LogitsFor, NoObserver};
+use std::sync::Arc;
 use std::sync::{PoisonError, RwLock, RwLockReadGuard};
 use support::{Kit, Numbers, Outputs, random_model, run};
 
@@ -160,4 +166,71 @@ fn fill_but(left: usize) -> DeviceBuffer<u8> {
     let gpu = emulated::gpu().unwrap();
     let free = usize::try_from(gpu.free_bytes().unwrap()).unwrap();
     gpu.alloc(free - left).unwrap()
+}
+
+/// Bytes of any id.
+struct Wide;
+
+impl TokenTable for Wide {
+    fn bytes(&self, id: u32) -> &[u8] {
+        support::Table.bytes(id % 64)
+    }
+}
+
+/// What a request generates if every row of logits comes to the host whole.
+fn from_whole_rows(kit: &Kit, request: &GenerationRequest) -> Vec<u32> {
+    let (cpu, mut act) = (Cpu::new(Isa::best(), 1), Activations::new());
+    let (mut sampler, mut state) = (Sampler::new(), kit.model.new_state(KvDtype::Bf16));
+    let (mut history, mut output) = (TokenHistory::new(&request.prompt), Vec::new());
+    let mut batch = Batch::single(&request.prompt, LogitsFor::Last);
+    while output.len() < request.sampling.max_tokens.unwrap() as usize {
+        let states = &mut [&mut state];
+        let row = kit.model.forward(&cpu, &batch, states, &mut act, &mut NoObserver).unwrap();
+        let draw = Draw { seed: request.sampling.seed.unwrap(), position: output.len() as u64 };
+        let params = &request.sampling;
+        let forbidden: &[&[u32]] = &[];
+        let input = SampleInput { params, history: &history, allowed: None, forbidden, draw };
+        let token = sampler.sample(row, input).unwrap();
+        history.observe(token);
+        output.push(token);
+        batch = Batch::single(&[token], LogitsFor::Last);
+    }
+    output
+}
+
+/// Rows of 300 logits stay on the device unless their largest 64 leave a choice open.
+#[test]
+fn tokens_are_those_of_whole_rows() {
+    let _shared = share();
+    let Some(gpu) = emulated::gpu() else { return };
+    let mut model = random_model(300);
+    model.move_to_device(gpu, Compute::Bf16, 1, |_| {}).unwrap();
+    let kit = Kit::of(model);
+    let plain = SamplingParams::default();
+    let cases = [
+        (SamplingParams { temperature: 0.0, ..plain.clone() }, false),
+        (SamplingParams { temperature: 0.7, top_k: 40, top_p: 0.9, ..plain.clone() }, false),
+        (SamplingParams { temperature: 0.05, top_p: 0.8, ..plain.clone() }, false),
+        (SamplingParams { temperature: 0.1, min_p: 0.3, ..plain.clone() }, false),
+        (plain.clone(), true),
+        (SamplingParams { presence_penalty: 0.5, top_k: 4, ..plain.clone() }, true),
+        (SamplingParams { logit_bias: vec![(7, 3.0)], ..plain }, true),
+    ];
+    let mut engine = kit.engine_with(EngineConfig::default(), Arc::new(Wide));
+    let mut fetched = 0;
+    for (i, (sampling, takes_whole)) in cases.into_iter().enumerate() {
+        let mut request = kit.request(&Numbers(i as u64).tokens(20), i as u64, 10);
+        request.sampling = SamplingParams {
+            seed: request.sampling.seed,
+            max_tokens: request.sampling.max_tokens,
+            ignore_eos: true,
+            ..sampling
+        };
+        let expected = from_whole_rows(&kit, &request);
+        let found = run(&mut engine, request.clone());
+        let found: Vec<u32> = found.tokens.iter().map(|(id, _)| *id).collect();
+        assert_eq!(found, expected, "{:?}", request.sampling);
+        let before = std::mem::replace(&mut fetched, engine.stats().counters.logit_rows_fetched);
+        assert_eq!(fetched - before, if takes_whole { 10 } else { 0 }, "{:?}", request.sampling);
+    }
 }

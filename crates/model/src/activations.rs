@@ -17,6 +17,8 @@ pub struct Activations {
     pub(crate) mix: Vec<f32>,
     pub(crate) out: Vec<f32>,
     pub(crate) logits: Vec<f32>,
+    /// What a GPU kept of rows of logits.
+    pub(crate) records: Vec<u64>,
     pub(crate) rounded: Rounded,
     pub(crate) device: DeviceActivations,
 }

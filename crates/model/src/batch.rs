@@ -23,6 +23,8 @@ pub struct Segment {
     pub len: usize,
     /// Which of them get logits.
     pub logits: LogitsFor,
+    /// A factor of its logits, one over a temperature: a GPU sums their powers at it.
+    pub scale: f32,
     /// They are read as single steps, and [`crate::NemotronH::accept`] says how many stay.
     pub draft: bool,
 }
@@ -62,7 +64,7 @@ impl Batch {
     pub fn push(&mut self, tokens: &[u32], logits: LogitsFor) {
         assert!(!tokens.is_empty(), "a segment has at least one token");
         let (start, len) = (self.tokens.len(), tokens.len());
-        self.segments.push(Segment { start, len, logits, draft: false });
+        self.segments.push(Segment { start, len, logits, scale: 1.0, draft: false });
         self.tokens.extend_from_slice(tokens);
     }
 
@@ -70,9 +72,18 @@ impl Batch {
     /// gets logits, with the bits that feeding them one by one would give.
     pub fn push_draft(&mut self, last: u32, guess: &[u32]) {
         let (start, len) = (self.tokens.len(), 1 + guess.len());
-        self.segments.push(Segment { start, len, logits: LogitsFor::All, draft: true });
+        let logits = LogitsFor::All;
+        self.segments.push(Segment { start, len, logits, scale: 1.0, draft: true });
         self.tokens.push(last);
         self.tokens.extend_from_slice(guess);
+    }
+
+    /// Gives the last segment another [`Segment::scale`] than 1.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn set_scale(&mut self, scale: f32) {
+        self.segments.last_mut().expect("a segment").scale = scale;
     }
 
     /// Removes all segments and keeps the memory.

@@ -3,7 +3,7 @@
 //! Invariants: a model computes in one type, f32 ([`Compute::F32`], every weight expanded: for
 //! comparison) or bf16 with f32 sums ([`Compute::Bf16`]); residual stream, recurrent state and
 //! logits are f32, keys and values of the compute type. States lie in the device's memory
-//! ([`state`]); logits come back to the host. Drafts are not read here.
+//! ([`state`]); of logits the largest come back to the host, and whole rows if asked for. Drafts are not read here.
 
 mod forward;
 mod memory;
@@ -12,17 +12,20 @@ mod state;
 mod tables;
 mod weights;
 
+use crate::activations::Activations;
 use crate::batch::Batch;
 use crate::config::Config;
+use crate::logits::Logits;
 use crate::nemotron_h::{ForwardError, NemotronH};
 use crate::observer::Observer;
 use crate::state::SequenceState;
 use crate::weights::Weights;
 use half::bf16;
 use hybra_cuda::ops::attention::MOST_SCRATCH;
-use hybra_cuda::{Compute, CudaError, Gpu};
+use hybra_cuda::ops::sample::RECORD_LEN;
+use hybra_cuda::{Compute, CudaError, DeviceSlice, Gpu};
 pub(crate) use scratch::DeviceActivations;
-use scratch::Lens;
+use scratch::{Lens, Number};
 pub(crate) use state::{DeviceState, Layout};
 use std::sync::Arc;
 use weights::DeviceWeights;
@@ -116,7 +119,31 @@ impl DeviceModel {
 
     /// Logits of the rows that need them, `[R, V]`.
     pub(crate) fn logits(&self, piece: &mut Piece, to: &mut Vec<f32>) -> Result<(), CudaError> {
-        with_number!(self, T => self.logits_in::<T>(piece, to))
+        with_number!(self, T => self.whole_logits_in::<T>(piece, to))
+    }
+
+    /// Records of the rows that need logits, `[R, RECORD_LEN]`; the rows stay on the device.
+    pub(crate) fn reduced_logits(
+        &self,
+        piece: &mut Piece,
+        to: &mut Vec<u64>,
+    ) -> Result<(), CudaError> {
+        with_number!(self, T => self.reduced_logits_in::<T>(piece, to))
+    }
+
+    /// What [`Self::reduced_logits`] left of `rows` rows.
+    pub(crate) fn logits_of<'a>(
+        &self,
+        act: &'a mut Activations,
+        rows: usize,
+        vocab_size: usize,
+    ) -> Logits<'a> {
+        let Activations { device, records, .. } = act;
+        let on_device = with_number!(self, T => {
+            let logits = &T::scratch(device).logits;
+            if rows > 0 { logits.get(rows * vocab_size) } else { DeviceSlice::default() }
+        });
+        Logits::on_device(&self.gpu, on_device, &records[..rows * RECORD_LEN], vocab_size)
     }
 }
 
@@ -166,7 +193,9 @@ impl NemotronH {
         };
         let lens = Lens::of(self.config(), tokens, rows);
         let f32s = lens.hidden + lens.wide + lens.conv + lens.logits + MOST_SCRATCH;
-        Some(size_of::<f32>() * f32s + value * (lens.normed + lens.mix) + 2 * lens.conv)
+        let u64s = lens.records + lens.candidates;
+        let values = value * (lens.normed + lens.mix) + 2 * lens.conv;
+        Some(size_of::<f32>() * f32s + values + size_of::<u64>() * u64s)
     }
 
     pub(crate) fn device_layout(&self) -> Option<&Arc<Layout>> {

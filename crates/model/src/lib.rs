@@ -7,6 +7,7 @@
 //! - [`tensors`]: the registry of tensor names, shapes and roles; [`load`] finds them in a
 //!   checkpoint; [`weights`] holds them.
 //! - [`state`]: what a sequence carries, [`state_image`] as bytes; [`batch`]: the new tokens of several sequences;
+//!   [`mod@logits`]: what a pass says of the next ones;
 //!   [`NemotronH::accept`] forgets drafted tokens; [`NemotronH::run_layers`] runs some of the blocks.
 //! - [`memory`], [`report`]: parameters and bytes, from the config alone.
 //!
@@ -24,6 +25,7 @@ mod draft;
 pub mod error;
 pub mod layer;
 pub mod load;
+pub mod logits;
 pub mod lora;
 mod mamba2;
 mod matrix;
@@ -49,6 +51,7 @@ pub use batch::{Batch, LogitsFor, Segment};
 pub use config::Config;
 pub use error::ConfigError;
 pub use load::LoadError;
+pub use logits::{LogitRow, Logits, TopLogits};
 pub use nemotron_h::{ForwardError, NemotronH, OpenError, SCAN_CHUNK};
 pub use observer::{BlockActivations, NoObserver, Observer};
 pub use state::{SequenceState, StateDtypes};

@@ -19,6 +19,7 @@ use crate::device::DeviceModel;
 use crate::error::ConfigError;
 use crate::layer::LayerConfig;
 use crate::load::LoadError;
+use crate::logits::Logits;
 use crate::mamba2::Pass;
 pub use crate::mamba2::SCAN_CHUNK;
 use crate::observer::Observer;
@@ -121,7 +122,7 @@ impl NemotronH {
     }
 
     /// Reads the batch's tokens into the states and returns logits, `[R, V]`, one row for each of
-    /// [`Batch::logit_rows`]. Segment i belongs to `states[i]`.
+    /// [`Batch::logit_rows`], all of them on the host. Segment i belongs to `states[i]`.
     ///
     /// # Errors
     /// A token outside the vocabulary, or a device that is full; then no state has changed. A device
@@ -137,16 +138,49 @@ impl NemotronH {
         act: &'a mut Activations,
         observer: &mut dyn Observer,
     ) -> Result<&'a [f32], ForwardError> {
+        self.run(cpu, batch, states, act, observer)?;
+        match &self.device {
+            Some(device) => self.finish_whole(device, batch, states, act),
+            None => Ok(self.finish_here(cpu, batch, states, act)),
+        }
+    }
+
+    /// [`Self::forward`] for whoever samples: of a model on a GPU the rows stay there.
+    ///
+    /// # Errors
+    /// As of [`Self::forward`].
+    ///
+    /// # Panics
+    /// As of [`Self::forward`].
+    pub fn read<'a>(
+        &self,
+        cpu: &Cpu,
+        batch: &Batch,
+        states: &mut [&mut SequenceState],
+        act: &'a mut Activations,
+        observer: &mut dyn Observer,
+    ) -> Result<Logits<'a>, ForwardError> {
+        self.run(cpu, batch, states, act, observer)?;
+        self.finish(cpu, batch, states, act)
+    }
+
+    /// A pass but for its end.
+    fn run(
+        &self,
+        cpu: &Cpu,
+        batch: &Batch,
+        states: &mut [&mut SequenceState],
+        act: &mut Activations,
+        observer: &mut dyn Observer,
+    ) -> Result<(), ForwardError> {
         assert_eq!(batch.segments().len(), states.len(), "one state per segment");
         assert!(states.iter().all(|s| s.drafted() == 0), "drafts are judged before the next pass");
         if let Some(device) = &self.device {
             self.check_tokens(batch)?;
-            device.read(&mut self.piece(batch, act), states, observer)?;
-        } else {
-            self.embed(cpu, batch, act)?;
-            self.run_layers(cpu, batch, states, act, 0..self.config.layers.len(), observer)?;
+            return Ok(device.read(&mut self.piece(batch, act), states, observer)?);
         }
-        self.finish(cpu, batch, states, act)
+        self.embed(cpu, batch, act)?;
+        self.run_layers(cpu, batch, states, act, 0..self.config.layers.len(), observer)
     }
 
     pub(crate) fn pass<'a>(&self, cpu: &'a Cpu, batch: &'a Batch) -> Pass<'a> {

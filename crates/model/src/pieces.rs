@@ -9,11 +9,19 @@ use crate::activations::{Activations, sized};
 use crate::batch::{Batch, Segment};
 use crate::device::{DeviceModel, Piece};
 use crate::layer::LayerConfig;
+use crate::logits::Logits;
 use crate::nemotron_h::{ForwardError, NemotronH};
 use crate::observer::{BlockActivations, Observer};
 use crate::state::SequenceState;
 use hybra_kernels::ops::embedding::embedding;
 use hybra_kernels::{Cpu, MatMut};
+
+/// The states' lengths after a pass on a device.
+fn advance(batch: &Batch, states: &mut [&mut SequenceState]) {
+    for (segment, state) in batch.segments().iter().zip(states) {
+        state.advance(segment.len);
+    }
+}
 
 impl NemotronH {
     /// Puts the embeddings of the batch's tokens into the residual stream.
@@ -68,7 +76,7 @@ impl NemotronH {
     }
 
     /// The end of a pass whose layers have all run: the states' lengths, and the logits as of
-    /// [`NemotronH::forward`].
+    /// [`NemotronH::read`].
     ///
     /// # Errors
     /// A device that fails: the states are of no use.
@@ -81,21 +89,39 @@ impl NemotronH {
         batch: &Batch,
         states: &mut [&mut SequenceState],
         act: &'a mut Activations,
-    ) -> Result<&'a [f32], ForwardError> {
+    ) -> Result<Logits<'a>, ForwardError> {
         if let Some(device) = self.device_model() {
-            return self.finish_on(device, batch, states, act);
+            let mut records = std::mem::take(&mut act.records);
+            let reduced = device.reduced_logits(&mut self.piece(batch, act), &mut records);
+            act.records = records;
+            reduced?;
+            advance(batch, states);
+            let rows = batch.logit_rows().count();
+            return Ok(device.logits_of(act, rows, self.config().vocab_size));
         }
+        let vocab_size = self.config().vocab_size;
+        Ok(Logits::whole(self.finish_here(cpu, batch, states, act), vocab_size))
+    }
+
+    /// [`Self::finish`] of a model on the CPU.
+    pub(crate) fn finish_here<'a>(
+        &self,
+        cpu: &Cpu,
+        batch: &Batch,
+        states: &mut [&mut SequenceState],
+        act: &'a mut Activations,
+    ) -> &'a [f32] {
         for (segment, state) in batch.segments().iter().zip(states) {
             state.advance(segment.len);
             if segment.draft {
                 state.await_accept(segment.len);
             }
         }
-        Ok(self.logits(&self.pass(cpu, batch), act))
+        self.logits(&self.pass(cpu, batch), act)
     }
 
-    /// [`Self::finish`] of a model on a device.
-    fn finish_on<'a>(
+    /// [`Self::finish`] of a model on a device, with whole rows.
+    pub(crate) fn finish_whole<'a>(
         &self,
         device: &DeviceModel,
         batch: &Batch,
@@ -106,9 +132,7 @@ impl NemotronH {
         let copied = device.logits(&mut self.piece(batch, act), &mut logits);
         act.logits = logits;
         copied?;
-        for (segment, state) in batch.segments().iter().zip(states) {
-            state.advance(segment.len);
-        }
+        advance(batch, states);
         let rows: usize = batch.segments().iter().map(Segment::num_logits).sum();
         Ok(&act.logits[..rows * self.config().vocab_size])
     }

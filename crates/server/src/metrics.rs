@@ -133,7 +133,7 @@ impl Metrics {
 #[derive(Default)]
 struct EngineMetrics {
     gauges: [Gauge; 6],
-    totals: [Counter; 6],
+    totals: [Counter; 7],
 }
 
 impl EngineMetrics {
@@ -156,6 +156,7 @@ impl EngineMetrics {
             ("generation_tokens", "Generated tokens"),
             ("engine_steps", "Steps; generated tokens by steps are the mean batch size"),
             ("num_preemptions", "How often a sequence lost its place"),
+            ("logit_rows_fetched", "Rows of logits that a GPU gave whole, not their largest only"),
         ];
         for ((name, help), total) in totals.into_iter().zip(&self.totals) {
             registry.register(name, help, total.clone());
@@ -176,6 +177,7 @@ impl EngineMetrics {
             counters.generated_tokens,
             counters.steps,
             counters.preemptions,
+            counters.logit_rows_fetched,
         ];
         for (total, count) in self.totals.iter().zip(totals) {
             total.inner().store(count, Ordering::Relaxed);

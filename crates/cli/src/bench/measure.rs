@@ -158,7 +158,7 @@ impl<'m> Bencher<'m> {
             batch.push(&[self.token(position, sequence)], LogitsFor::Last);
         }
         let mut states: Vec<_> = states.iter_mut().collect();
-        self.model.forward(self.cpu, &batch, &mut states, &mut self.act, &mut NoObserver)?;
+        self.model.read(self.cpu, &batch, &mut states, &mut self.act, &mut NoObserver)?;
         Ok(())
     }
 

@@ -6,6 +6,7 @@ pub mod limits;
 pub mod mamba_split_conv1d_scan;
 pub mod matmul;
 pub mod rms_norm;
+pub mod sample;
 
 /// A compute type: of the inputs of matrix products, and of keys and values.
 pub trait Value: bytemuck::Pod {

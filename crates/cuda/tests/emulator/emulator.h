@@ -29,6 +29,7 @@ float expf(float), exp2f(float), expm1f(float), logf(float), log2f(float), log1p
 float powf(float, float), sqrtf(float), sinf(float), cosf(float), tanhf(float), fabsf(float);
 float fmaf(float, float, float), fmaxf(float, float), fminf(float, float);
 float floorf(float), ceilf(float), rintf(float), copysignf(float, float);
+double exp(double);
 void* memcpy(void*, const void*, size_t);
 }
 inline float rsqrtf(float x) { return 1.0f / sqrtf(x); }

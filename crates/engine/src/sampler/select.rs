@@ -86,7 +86,7 @@ pub(super) fn nucleus(weights: &[f32], share: f32, out: &mut Vec<Candidate>) -> 
 }
 
 /// Adds masses from `mass` on and counts the tokens before which it is below `target`.
-fn prefix(sorted: &[Candidate], mass: &mut f64, target: f64) -> usize {
+pub(super) fn prefix(sorted: &[Candidate], mass: &mut f64, target: f64) -> usize {
     let kept = sorted.iter().take_while(|c| {
         let keep = *mass < target;
         *mass += f64::from(c.value);

@@ -18,6 +18,7 @@ use hybra_cuda::ops::mamba_split_conv1d_scan::{
 };
 use hybra_cuda::ops::matmul::{Epilogue, matmul};
 use hybra_cuda::ops::rms_norm::rms_norm;
+use hybra_cuda::ops::sample::{RECORD_LEN, reduce, reduce_scratch_len};
 use hybra_cuda::{CudaError, DeviceMatrix, stride};
 
 /// What the mixers of a pass have in common.
@@ -144,18 +145,47 @@ impl DeviceModel {
         }
     }
 
-    /// Final norm and head over the rows that need logits, into `to`, `[R, V]`.
-    pub(super) fn logits_in<T: Number>(
+    /// The rows that need logits, into `to`, `[R, V]`.
+    pub(super) fn whole_logits_in<T: Number>(
         &self,
         piece: &mut Piece,
         to: &mut Vec<f32>,
     ) -> Result<(), CudaError> {
+        let len = self.head::<T>(piece)? * piece.config.vocab_size;
+        if len == 0 {
+            // Whoever reads a prompt piece by piece hears of a device that fails.
+            return self.gpu.synchronize();
+        }
+        let to = crate::activations::sized(to, len);
+        self.gpu.download(to, T::scratch(piece.act).logits.get(len))
+    }
+
+    /// Their records, into `to`; the rows stay.
+    pub(super) fn reduced_logits_in<T: Number>(
+        &self,
+        piece: &mut Piece,
+        to: &mut Vec<u64>,
+    ) -> Result<(), CudaError> {
+        let (rows, vocab) = (self.head::<T>(piece)?, piece.config.vocab_size);
+        if rows == 0 {
+            return self.gpu.synchronize();
+        }
+        let Scratch { logits, records, candidates, tables, .. } = T::scratch(piece.act);
+        let kept = rows * RECORD_LEN;
+        let room = candidates.get_mut(reduce_scratch_len(rows, vocab));
+        let logits = (logits.get(rows * vocab), vocab);
+        reduce(&self.gpu, logits, tables.scales(rows), records.get_mut(kept), room)?;
+        to.resize(kept, 0);
+        self.gpu.download(to, records.get(kept))
+    }
+
+    /// Final norm and head over the rows that need logits; how many there are.
+    fn head<T: Number>(&self, piece: &mut Piece) -> Result<usize, CudaError> {
         let (gpu, config) = (&self.gpu, piece.config);
         let (h, vocab) = (config.hidden_size, config.vocab_size);
         let rows: Vec<usize> = piece.batch.logit_rows().collect();
         if rows.is_empty() {
-            // Whoever reads a prompt piece by piece hears of a device that fails.
-            return gpu.synchronize();
+            return Ok(0);
         }
         let Scratch { hidden, normed, logits, .. } = T::scratch(piece.act);
         let mut out = normed.get_mut(rows.len() * stride(h));
@@ -170,8 +200,7 @@ impl DeviceModel {
         let out = logits.get_mut(rows.len() * vocab);
         let x = normed.get(rows.len() * stride(h));
         matmul(gpu, x, head, Epilogue::Store { out, stride: vocab })?;
-        let to = crate::activations::sized(to, rows.len() * vocab);
-        gpu.download(to, logits.get(rows.len() * vocab))
+        Ok(rows.len())
     }
 }
 

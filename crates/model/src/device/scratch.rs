@@ -5,13 +5,14 @@
 //!
 //! Shapes (T tokens of the batch, S segments, R rows with logits, `s(n)` the stride of n columns):
 //! `hidden` f32 `[T, h]`, `normed` `[T, s(h)]`, `wide` f32 `[T, widest first projection]`, `mix`
-//! `[T, widest s(input of an output projection)]`, `logits` f32 `[R, V]`.
+//! `[T, widest s(input of an output projection)]`, `logits` f32 `[R, V]`, `records` `[R, 66]`.
 
 use super::tables::Tables;
 use crate::config::Config;
 use crate::layer::LayerConfig;
 use half::bf16;
 use hybra_cuda::ops::Value;
+use hybra_cuda::ops::sample::{RECORD_LEN, reduce_scratch_len};
 use hybra_cuda::{CudaError, DeviceBuffer, DeviceSlice, DeviceSliceMut, Gpu, stride};
 
 /// The buffers of a model that computes in T.
@@ -21,6 +22,10 @@ pub(super) struct Scratch<T> {
     pub(super) wide: Grown<f32>,
     pub(super) mix: Grown<T>,
     pub(super) logits: Grown<f32>,
+    /// What is kept of each row of them.
+    pub(super) records: Grown<u64>,
+    /// What their reduction keeps between its kernels.
+    pub(super) candidates: Grown<u64>,
     /// What ops keep between their kernels.
     pub(super) partial: Grown<f32>,
     /// The same rounded to bf16, where an op wants it.
@@ -36,6 +41,8 @@ impl<T> Default for Scratch<T> {
             wide: Grown::default(),
             mix: Grown::default(),
             logits: Grown::default(),
+            records: Grown::default(),
+            candidates: Grown::default(),
             partial: Grown::default(),
             rounded: Grown::default(),
             tables: Tables::default(),
@@ -52,6 +59,8 @@ pub(super) struct Lens {
     pub(super) mix: usize,
     pub(super) conv: usize,
     pub(super) logits: usize,
+    pub(super) records: usize,
+    pub(super) candidates: usize,
 }
 
 impl Lens {
@@ -74,6 +83,8 @@ impl Lens {
             mix: tokens * stride(mix),
             conv: tokens * conv,
             logits: rows * config.vocab_size,
+            records: rows * RECORD_LEN,
+            candidates: reduce_scratch_len(rows, config.vocab_size),
         }
     }
 }
@@ -93,6 +104,8 @@ impl<T: Number> Scratch<T> {
         self.partial.sized(gpu, partial.max(lens.conv))?;
         self.rounded.sized(gpu, lens.conv)?;
         self.logits.sized(gpu, lens.logits)?;
+        self.records.sized(gpu, lens.records)?;
+        self.candidates.sized(gpu, lens.candidates)?;
         Ok(())
     }
 }

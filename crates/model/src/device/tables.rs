@@ -1,10 +1,10 @@
 //! What kernels must know of a batch: its tokens, its segments, and where their states lie.
 //!
 //! One array on the device, uploaded in one piece that nobody waits for. Words come first, two to a
-//! place: ids `[T]`; starts, lengths, tokens read before and first page of the segments, `[S]` each.
-//! Then addresses: of every Mamba layer the convolutions' windows `[S]` and the SSM states `[S]`,
+//! place: ids `[T]`; starts, lengths, tokens read before and first page of the segments, `[S]` each;
+//! the scales of rows of logits as f32, `[R]`. Then addresses: of every Mamba layer the convolutions' windows `[S]` and the SSM states `[S]`,
 //! and the pages of all segments, one segment after the other. So all but the number of pages lies
-//! where T and S say.
+//! where T, S and R say.
 
 use super::scratch::Grown;
 use super::state::{Layout, PAGE};
@@ -71,6 +71,10 @@ impl Tables {
             pages += needed.len() as u32;
             self.addresses.extend(needed.iter().map(|page| page.address()));
         }
+        for segment in segments {
+            let scale = segment.scale.to_bits();
+            self.words.extend(std::iter::repeat_n(scale, segment.num_logits()));
+        }
         let is_mamba = layout.mamba.iter().map(Option::is_some);
         let before =
             is_mamba.scan(0, |count, is| Some(std::mem::replace(count, *count + usize::from(is))));
@@ -107,6 +111,12 @@ impl Tables {
     /// The batch's tokens.
     pub(super) fn ids(&self) -> DeviceSlice<'_, u32> {
         self.words().part(0..self.tokens)
+    }
+
+    /// Scales of the batch's `rows` rows of logits.
+    pub(super) fn scales(&self, rows: usize) -> DeviceSlice<'_, u32> {
+        let first = self.tokens + 4 * self.lens.len();
+        self.words().part(first..first + rows)
     }
 
     fn words(&self) -> DeviceSlice<'_, u32> {
