@@ -110,14 +110,26 @@ impl Device {
             }
             moved => moved.with_context(|| format!("cuda:{}", info.ordinal))?,
         }
+        let graphs = cuda_graphs()?;
+        model.use_graphs(graphs);
         let ((major, minor), (bytes, _)) =
             (info.capability, model.device_weight_bytes().expect("it was moved there"));
         let bytes = size::bytes(bytes as u64);
         let DeviceInfo { ordinal, name, .. } = info;
         eprintln!(
-            "device: cuda:{ordinal} {name} (sm_{major}{minor}), {number}, {bytes} of weights"
+            "device: cuda:{ordinal} {name} (sm_{major}{minor}), {number}, {bytes} of weights{}",
+            if graphs { "" } else { ", no CUDA graphs" }
         );
         Ok(true)
+    }
+}
+
+/// Whether decode steps are replayed as CUDA graphs; `HYBRA_CUDA_GRAPHS=off`: they are not.
+fn cuda_graphs() -> Result<bool> {
+    match std::env::var("HYBRA_CUDA_GRAPHS").as_deref() {
+        Ok("on") | Err(std::env::VarError::NotPresent) => Ok(true),
+        Ok("off") => Ok(false),
+        other => bail!("HYBRA_CUDA_GRAPHS: expected on or off, found {other:?}"),
     }
 }
 

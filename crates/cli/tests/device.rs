@@ -40,6 +40,19 @@ fn a_gpu_answers_as_the_cpu_does_and_says_that_it_did() {
     assert!(said.contains("device: cuda:0 Emulated device (sm_80), bf16, "), "{said}");
     assert_eq!(on_gpu["message"]["content"], "7\n");
     assert_eq!(on_gpu["message"]["reasoning_content"], "d=c*9\nc=b-7\nb=0\nc=3\nd=7\n");
+    let launched = |graphs: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hybra"));
+        command.env("LD_LIBRARY_PATH", &libraries).env("XDG_CACHE_HOME", libraries.join("home"));
+        command.env("HYBRA_CUDA_GRAPHS", graphs).env_remove("HYBRA_ISA");
+        let args = ["generate", "--device", "cuda:0", "--prompt", PROGRAM, "--json"];
+        command.args(args).output().unwrap()
+    };
+    let out = launched("off");
+    assert!(String::from_utf8_lossy(&out.stderr).contains(", no CUDA graphs"));
+    let launched_reply = &serde_json::from_slice::<Value>(&out.stdout).unwrap()["choices"][0];
+    assert_eq!(launched_reply["message"], on_gpu["message"], "each kernel launched by itself");
+    let error = error_of(&launched("no"));
+    assert!(error.contains("HYBRA_CUDA_GRAPHS: expected on or off, found Ok(\"no\")"), "{error}");
     let (exact, said) = reply("auto", &["--arithmetic", "exact", "--thinking-budget", "8"]);
     assert!(said.contains(", f32, "), "{said}");
     let (on_cpu, _) = reply("cpu", &["--arithmetic", "exact", "--thinking-budget", "8"]);

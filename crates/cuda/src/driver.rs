@@ -1,12 +1,14 @@
 //! One GPU: its context, stream, compiled kernels and memory. This file and the folder of its name
 //! are all that calls the driver.
 //!
-//! Invariants: all work is in one stream, in the order of the calls; a buffer is zero when it is
+//! Invariants: all work is in one stream, in the order of the calls, but for what is recorded and not
+//! run; a buffer is zero when it is
 //! made and freed when it is dropped; ranges are checked against the buffer's length on the host;
 //! uploads have left the caller's memory, and downloads are complete, when the call returns. A kernel
 //! can only reach device memory: what a wrong launch could break is a result, or the device's
 //! context, never the host's memory.
 
+mod graph;
 mod staging;
 
 use crate::compile::compile;
@@ -22,17 +24,30 @@ use std::ffi::{CString, c_void};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
+pub use graph::Graph;
 pub use staging::Staging;
 
 /// An open device; clones are handles to the same.
 #[derive(Clone)]
-pub struct Gpu(Arc<Inner>);
+pub struct Gpu(Arc<Inner>, Lane);
+
+/// Where a handle's work goes.
+#[derive(Clone, Copy)]
+enum Lane {
+    /// Into the stream in which it runs.
+    Work,
+    /// Into the stream that records.
+    Recorder,
+}
 
 struct Inner {
     info: DeviceInfo,
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    /// Records launches for one thread at a time.
+    recorder: sys::CUstream,
+    recording: Mutex<()>,
     module: sys::CUmodule,
     functions: Mutex<HashMap<&'static str, sys::CUfunction>>,
 }
@@ -55,8 +70,8 @@ impl Drop for Inner {
             if !self.module.is_null() {
                 let _ = result::module::unload(self.module);
             }
-            if !self.stream.is_null() {
-                let _ = result::stream::destroy(self.stream);
+            for stream in [self.stream, self.recorder].into_iter().filter(|s| !s.is_null()) {
+                let _ = result::stream::destroy(stream);
             }
             let _ = result::primary_ctx::release(self.device);
         }
@@ -122,16 +137,20 @@ impl Gpu {
             .map_err(failed("cuDevicePrimaryCtxRetain"))?;
         // From here on `Inner` gives back what was taken.
         let (stream, module) = (std::ptr::null_mut(), std::ptr::null_mut());
-        let functions = Mutex::default();
-        let mut inner = Inner { info, device, context, stream, module, functions };
+        let (functions, recording) = (Mutex::default(), Mutex::default());
+        let recorder = stream;
+        let mut inner =
+            Inner { info, device, context, stream, recorder, recording, module, functions };
         // SAFETY: the context was retained above.
         unsafe { result::ctx::set_current(context) }.map_err(failed("cuCtxSetCurrent"))?;
-        inner.stream = result::stream::create(result::stream::StreamKind::NonBlocking)
-            .map_err(failed("cuStreamCreate"))?;
+        for stream in [&mut inner.stream, &mut inner.recorder] {
+            *stream = result::stream::create(result::stream::StreamKind::NonBlocking)
+                .map_err(failed("cuStreamCreate"))?;
+        }
         // SAFETY: `code` is a whole image, as the compiler gave it or a cache kept it.
         inner.module = unsafe { result::module::load_data(code.as_ptr().cast()) }
             .map_err(failed("cuModuleLoadData"))?;
-        Ok(Self(Arc::new(inner)))
+        Ok(Self(Arc::new(inner), Lane::Work))
     }
 
     /// What the device says about itself.
@@ -161,7 +180,7 @@ impl Gpu {
         let ptr = unsafe { result::malloc_sync(bytes) }.map_err(|error| self.full(bytes, error))?;
         let buffer = DeviceBuffer::new(self.clone(), ptr, len);
         // SAFETY: all of the allocation, which only this call knows.
-        unsafe { result::memset_d8_async(ptr, 0, bytes, self.0.stream) }
+        unsafe { result::memset_d8_async(ptr, 0, bytes, self.stream()) }
             .map_err(failed("cuMemsetD8Async"))?;
         Ok(buffer)
     }
@@ -198,7 +217,7 @@ impl Gpu {
         }
         self.enter()?;
         // SAFETY: the range lies in a live buffer, and `from` outlives the copy: it is waited for.
-        unsafe { result::memcpy_htod_async(to.ptr(), from, self.0.stream) }
+        unsafe { result::memcpy_htod_async(to.ptr(), from, self.stream()) }
             .map_err(failed("cuMemcpyHtoDAsync"))?;
         self.synchronize()
     }
@@ -217,7 +236,7 @@ impl Gpu {
         }
         self.enter()?;
         // SAFETY: the range lies in a live buffer, and `to` outlives the copy: it is waited for.
-        unsafe { result::memcpy_dtoh_async(to, from.ptr(), self.0.stream) }
+        unsafe { result::memcpy_dtoh_async(to, from.ptr(), self.stream()) }
             .map_err(failed("cuMemcpyDtoHAsync"))?;
         self.synchronize()
     }
@@ -255,7 +274,7 @@ impl Gpu {
                 to.ptr(),
                 from.ptr(),
                 to.len() * size_of::<T>(),
-                self.0.stream,
+                self.stream(),
             )
         }
         .map_err(failed("cuMemcpyDtoDAsync"))
@@ -271,7 +290,7 @@ impl Gpu {
         }
         self.enter()?;
         // SAFETY: the range lies in a live buffer.
-        unsafe { result::memset_d8_async(to.ptr(), 0, to.len() * size_of::<T>(), self.0.stream) }
+        unsafe { result::memset_d8_async(to.ptr(), 0, to.len() * size_of::<T>(), self.stream()) }
             .map_err(failed("cuMemsetD8Async"))
     }
 
@@ -282,7 +301,7 @@ impl Gpu {
     pub fn synchronize(&self) -> Result<(), CudaError> {
         self.enter()?;
         // SAFETY: the stream lives as long as `self`.
-        unsafe { result::stream::synchronize(self.0.stream) }.map_err(failed("a kernel"))
+        unsafe { result::stream::synchronize(self.stream()) }.map_err(failed("a kernel"))
     }
 
     /// Runs a kernel of [`crate::kernel_sources`] whose argument struct has the layout of `args`.
@@ -304,7 +323,7 @@ impl Gpu {
         let function = self.function(kernel)?;
         let mut params = [std::ptr::from_ref(args).cast_mut().cast::<c_void>()];
         let grid = (grid[0], grid[1], grid[2]);
-        let (block, stream) = ((threads, 1, 1), self.0.stream);
+        let (block, stream) = ((threads, 1, 1), self.stream());
         // SAFETY: the function is of the loaded module and takes one struct, which the driver
         // copies before it returns.
         unsafe { result::launch_kernel(function, grid, block, shared_bytes, stream, &mut params) }
@@ -341,6 +360,13 @@ impl Gpu {
             // SAFETY: a buffer frees its memory once, when it is dropped. An error would be that of
             // a kernel before, which the next call reports.
             let _ = unsafe { result::free_sync(ptr) };
+        }
+    }
+
+    fn stream(&self) -> sys::CUstream {
+        match self.1 {
+            Lane::Work => self.0.stream,
+            Lane::Recorder => self.0.recorder,
         }
     }
 

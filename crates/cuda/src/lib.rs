@@ -25,7 +25,7 @@ mod weights;
 
 #[cfg(feature = "cuda")]
 pub use compile::{compile, kernel_sources};
-pub use driver::{Gpu, Staging};
+pub use driver::{Gpu, Graph, Staging};
 pub use error::CudaError;
 pub use memory::{DeviceBuffer, DeviceInfo, DeviceSlice, DeviceSliceMut};
 pub use weights::{Compute, DeviceMatrix, device_bytes};

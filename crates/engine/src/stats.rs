@@ -38,4 +38,6 @@ pub struct Counters {
     pub preemptions: u64,
     /// Rows of logits that came from a GPU whole, because their largest did not tell.
     pub logit_rows_fetched: u64,
+    /// Steps that a GPU ran as a CUDA graph.
+    pub cuda_graph_steps: u64,
 }

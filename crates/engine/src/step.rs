@@ -35,11 +35,13 @@ impl Engine {
     fn read(&mut self, events: &mut Vec<Event>) {
         self.fill();
         let mut activations = std::mem::take(&mut self.activations);
+        let replays = activations.replays();
         match self.forward(&mut activations) {
             Ok(logits) => {
                 self.count_prefilled();
                 self.keep_snapshots();
                 self.decide(&logits, events);
+                self.counters.cuda_graph_steps += activations.replays() - replays;
                 self.activations = activations;
                 self.forget_wrong_guesses(events);
             }

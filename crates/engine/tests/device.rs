@@ -233,4 +233,6 @@ fn tokens_are_those_of_whole_rows() {
         let before = std::mem::replace(&mut fetched, engine.stats().counters.logit_rows_fetched);
         assert_eq!(fetched - before, if takes_whole { 10 } else { 0 }, "{:?}", request.sampling);
     }
+    // All steps but those that launched or recorded a shape for the first time, of 9 each.
+    assert!(engine.stats().counters.cuda_graph_steps >= 7 * 9 - 4, "{:?}", engine.stats());
 }

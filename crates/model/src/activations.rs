@@ -42,6 +42,12 @@ impl Activations {
         sized(&mut self.hidden, hidden.len()).copy_from_slice(hidden);
     }
 
+    /// Steps on a GPU that were replays of what was recorded before.
+    #[must_use]
+    pub fn replays(&self) -> u64 {
+        self.device.replays()
+    }
+
     /// Bytes held.
     #[must_use]
     pub fn bytes(&self) -> usize {

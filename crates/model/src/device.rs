@@ -6,6 +6,7 @@
 //! ([`state`]); of logits the largest come back to the host, and whole rows if asked for. Drafts are not read here.
 
 mod forward;
+mod graphs;
 mod memory;
 mod scratch;
 mod state;
@@ -36,6 +37,7 @@ pub(crate) struct DeviceModel {
     compute: Compute,
     layout: Arc<Layout>,
     weights: DeviceWeights,
+    uses_graphs: bool,
 }
 
 impl From<CudaError> for ForwardError {
@@ -84,7 +86,7 @@ impl DeviceModel {
         };
         let weights = DeviceWeights::upload(gpu, weights, compute, threads, progress)?;
         let layout = Layout::new(gpu, config, value_bytes);
-        Ok(Self { gpu: gpu.clone(), compute, layout, weights })
+        Ok(Self { gpu: gpu.clone(), compute, layout, weights, uses_graphs: true })
     }
 
     pub(crate) fn layout(&self) -> &Arc<Layout> {
@@ -120,6 +122,16 @@ impl DeviceModel {
     /// Logits of the rows that need them, `[R, V]`.
     pub(crate) fn logits(&self, piece: &mut Piece, to: &mut Vec<f32>) -> Result<(), CudaError> {
         with_number!(self, T => self.whole_logits_in::<T>(piece, to))
+    }
+
+    /// A whole pass, and the records of its rows.
+    pub(crate) fn read_reduced(
+        &self,
+        piece: &mut Piece,
+        states: &mut [&mut SequenceState],
+        to: &mut Vec<u64>,
+    ) -> Result<(), CudaError> {
+        with_number!(self, T => self.read_reduced_in::<T>(piece, states, to))
     }
 
     /// Records of the rows that need logits, `[R, RECORD_LEN]`; the rows stay on the device.
@@ -168,6 +180,15 @@ impl NemotronH {
         let model = DeviceModel::new(gpu, config, weights, (compute, threads), &mut progress)?;
         self.set_device(model);
         Ok(())
+    }
+
+    /// Whether [`NemotronH::read`] replays decode steps as CUDA graphs, as it does, or launches each
+    /// kernel: the same bits.
+    ///
+    /// # Panics
+    /// If it is on no device.
+    pub fn use_graphs(&mut self, on: bool) {
+        self.device_mut().expect("a model on a device").uses_graphs = on;
     }
 
     /// The device that it is on.

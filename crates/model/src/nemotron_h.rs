@@ -99,6 +99,10 @@ impl NemotronH {
         self.device.as_ref()
     }
 
+    pub(crate) fn device_mut(&mut self) -> Option<&mut DeviceModel> {
+        self.device.as_mut()
+    }
+
     pub(crate) fn set_device(&mut self, device: DeviceModel) {
         self.device = Some(device);
     }
@@ -160,8 +164,13 @@ impl NemotronH {
         act: &'a mut Activations,
         observer: &mut dyn Observer,
     ) -> Result<Logits<'a>, ForwardError> {
-        self.run(cpu, batch, states, act, observer)?;
-        self.finish(cpu, batch, states, act)
+        match &self.device {
+            Some(device) if !observer.looks() => self.read_on(device, batch, states, act),
+            _ => {
+                self.run(cpu, batch, states, act, observer)?;
+                self.finish(cpu, batch, states, act)
+            }
+        }
     }
 
     /// A pass but for its end.
@@ -173,10 +182,8 @@ impl NemotronH {
         act: &mut Activations,
         observer: &mut dyn Observer,
     ) -> Result<(), ForwardError> {
-        assert_eq!(batch.segments().len(), states.len(), "one state per segment");
-        assert!(states.iter().all(|s| s.drafted() == 0), "drafts are judged before the next pass");
+        self.check(batch, states)?;
         if let Some(device) = &self.device {
-            self.check_tokens(batch)?;
             return Ok(device.read(&mut self.piece(batch, act), states, observer)?);
         }
         self.embed(cpu, batch, act)?;

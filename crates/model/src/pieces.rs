@@ -95,9 +95,7 @@ impl NemotronH {
             let reduced = device.reduced_logits(&mut self.piece(batch, act), &mut records);
             act.records = records;
             reduced?;
-            advance(batch, states);
-            let rows = batch.logit_rows().count();
-            return Ok(device.logits_of(act, rows, self.config().vocab_size));
+            return Ok(self.reduced(device, batch, states, act));
         }
         let vocab_size = self.config().vocab_size;
         Ok(Logits::whole(self.finish_here(cpu, batch, states, act), vocab_size))
@@ -120,6 +118,34 @@ impl NemotronH {
         self.logits(&self.pass(cpu, batch), act)
     }
 
+    /// [`Self::read`] of a model on a device.
+    pub(crate) fn read_on<'a>(
+        &self,
+        device: &DeviceModel,
+        batch: &Batch,
+        states: &mut [&mut SequenceState],
+        act: &'a mut Activations,
+    ) -> Result<Logits<'a>, ForwardError> {
+        self.check(batch, states)?;
+        let mut records = std::mem::take(&mut act.records);
+        let read = device.read_reduced(&mut self.piece(batch, act), states, &mut records);
+        act.records = records;
+        read?;
+        Ok(self.reduced(device, batch, states, act))
+    }
+
+    /// The end of a pass whose records are there.
+    fn reduced<'a>(
+        &self,
+        device: &DeviceModel,
+        batch: &Batch,
+        states: &mut [&mut SequenceState],
+        act: &'a mut Activations,
+    ) -> Logits<'a> {
+        advance(batch, states);
+        device.logits_of(act, batch.logit_rows().count(), self.config().vocab_size)
+    }
+
     /// [`Self::finish`] of a model on a device, with whole rows.
     pub(crate) fn finish_whole<'a>(
         &self,
@@ -137,8 +163,19 @@ impl NemotronH {
         Ok(&act.logits[..rows * self.config().vocab_size])
     }
 
+    /// Whether a pass may begin.
+    pub(crate) fn check(
+        &self,
+        batch: &Batch,
+        states: &[&mut SequenceState],
+    ) -> Result<(), ForwardError> {
+        assert_eq!(batch.segments().len(), states.len(), "one state per segment");
+        assert!(states.iter().all(|s| s.drafted() == 0), "drafts are judged before the next pass");
+        self.check_tokens(batch)
+    }
+
     /// Whether all tokens are of the vocabulary.
-    pub(crate) fn check_tokens(&self, batch: &Batch) -> Result<(), ForwardError> {
+    fn check_tokens(&self, batch: &Batch) -> Result<(), ForwardError> {
         let vocab_size = self.config().vocab_size;
         match batch.tokens().iter().position(|&id| id as usize >= vocab_size) {
             Some(index) => {

@@ -133,7 +133,7 @@ impl Metrics {
 #[derive(Default)]
 struct EngineMetrics {
     gauges: [Gauge; 6],
-    totals: [Counter; 7],
+    totals: [Counter; 8],
 }
 
 impl EngineMetrics {
@@ -157,6 +157,7 @@ impl EngineMetrics {
             ("engine_steps", "Steps; generated tokens by steps are the mean batch size"),
             ("num_preemptions", "How often a sequence lost its place"),
             ("logit_rows_fetched", "Rows of logits that a GPU gave whole, not their largest only"),
+            ("cuda_graph_steps", "Steps that a GPU ran as a CUDA graph"),
         ];
         for ((name, help), total) in totals.into_iter().zip(&self.totals) {
             registry.register(name, help, total.clone());
@@ -178,6 +179,7 @@ impl EngineMetrics {
             counters.steps,
             counters.preemptions,
             counters.logit_rows_fetched,
+            counters.cuda_graph_steps,
         ];
         for (total, count) in self.totals.iter().zip(totals) {
             total.inner().store(count, Ordering::Relaxed);

@@ -65,7 +65,7 @@ impl Staging {
         let side = &mut self.sides[self.next];
         side.wait()?;
         side.grow(bytes.len())?;
-        let stream = self.gpu.0.stream;
+        let stream = self.gpu.stream();
         // SAFETY: the buffer is at least as long, belongs to this side alone and no copy reads it:
         // the last one was waited for. The range on the device lies in a live buffer, and buffers
         // are freed behind the stream's work; `wait` goes before whatever writes or frees the host's.

@@ -37,8 +37,8 @@ use std::ops::Range;
 
 /// Positions of a page.
 pub const KV_PAGE_LEN: usize = 64;
-/// Positions of a span, as in attention_decode.cu.
-const SPAN: usize = 512;
+/// Positions of a span, as in attention_decode.cu: launches for contexts of as many spans are alike.
+pub const SPAN: usize = 512;
 /// Query heads of a kv head that a block takes, as in attention_decode.cu.
 const HEADS_PER_BLOCK: usize = 8;
 /// Most f32 values of scratch that [`attention`] asks for: 64 MiB.

@@ -2,14 +2,15 @@
 //!
 //! Nothing here computes: it says which op reads which buffer, in order.
 
+use super::graphs::Shape;
 use super::scratch::{Lens, Number, Scratch};
 use super::tables::Tables;
 use super::weights::{DeviceMamba2, DeviceMixer};
 use super::{DeviceModel, Piece};
-use crate::batch::Batch;
+use crate::batch::{Batch, LogitsFor};
 use crate::config::Config;
 use crate::layer::{AttentionConfig, LayerConfig, Mamba2Config};
-use crate::observer::{BlockActivations, Observer};
+use crate::observer::{BlockActivations, NoObserver, Observer};
 use crate::state::SequenceState;
 use hybra_cuda::ops::attention::{HeadColumns, KvLayer, attention, kv_append};
 use hybra_cuda::ops::embedding::embedding;
@@ -19,12 +20,15 @@ use hybra_cuda::ops::mamba_split_conv1d_scan::{
 use hybra_cuda::ops::matmul::{Epilogue, matmul};
 use hybra_cuda::ops::rms_norm::rms_norm;
 use hybra_cuda::ops::sample::{RECORD_LEN, reduce, reduce_scratch_len};
-use hybra_cuda::{CudaError, DeviceMatrix, stride};
+use hybra_cuda::{CudaError, DeviceMatrix, Gpu, stride};
+use std::sync::Arc;
 
 /// What the mixers of a pass have in common.
 #[derive(Clone, Copy)]
 struct Pass<'a> {
     model: &'a DeviceModel,
+    /// Where launches go.
+    gpu: &'a Gpu,
     /// h.
     hidden: usize,
     /// T.
@@ -42,8 +46,8 @@ impl DeviceModel {
         observer: &mut dyn Observer,
     ) -> Result<(), CudaError> {
         self.begin::<T>(piece, states)?;
-        self.embed::<T>(piece)?;
-        self.run::<T>(piece, 0..piece.config.layers.len(), observer)
+        self.embed::<T>(&self.gpu, piece)?;
+        self.run::<T>(&self.gpu, piece, 0..piece.config.layers.len(), observer)
     }
 
     /// Embedding alone.
@@ -55,7 +59,7 @@ impl DeviceModel {
                 .sized(&self.gpu, piece.batch.tokens().len() * piece.config.hidden_size)?;
             scratch.tables.fill_ids(&self.gpu, piece.batch)
         })?;
-        self.embed::<T>(piece)
+        self.embed::<T>(&self.gpu, piece)
     }
 
     /// Some layers alone.
@@ -67,7 +71,7 @@ impl DeviceModel {
         observer: &mut dyn Observer,
     ) -> Result<(), CudaError> {
         self.begin::<T>(piece, states)?;
-        self.run::<T>(piece, layers, observer)
+        self.run::<T>(&self.gpu, piece, layers, observer)
     }
 
     /// Brings states and tables to the device, and makes room for all of a pass.
@@ -82,15 +86,16 @@ impl DeviceModel {
     }
 
     /// `hidden = embedding[token]`.
-    fn embed<T: Number>(&self, piece: &mut Piece) -> Result<(), CudaError> {
+    fn embed<T: Number>(&self, gpu: &Gpu, piece: &mut Piece) -> Result<(), CudaError> {
         let Scratch { hidden, tables, .. } = T::scratch(piece.act);
         let hidden = hidden.get_mut(piece.batch.tokens().len() * piece.config.hidden_size);
-        embedding(&self.gpu, &self.weights.embedding, tables.ids(), hidden)
+        embedding(gpu, &self.weights.embedding, tables.ids(), hidden)
     }
 
     /// `hidden += mixer(rms_norm(hidden))`, layer by layer.
     fn run<T: Number>(
         &self,
+        gpu: &Gpu,
         piece: &mut Piece,
         layers: impl IntoIterator<Item = usize>,
         observer: &mut dyn Observer,
@@ -98,6 +103,7 @@ impl DeviceModel {
         let config = piece.config;
         let pass = Pass {
             model: self,
+            gpu,
             hidden: config.hidden_size,
             tokens: piece.batch.tokens().len(),
             eps: config.norm_eps,
@@ -107,7 +113,7 @@ impl DeviceModel {
         for layer in layers {
             pass.block(layer, &config.layers[layer], scratch)?;
             if observer.looks() {
-                let output = &self.gpu.to_vec(scratch.hidden.get(pass.tokens * pass.hidden))?;
+                let output = &gpu.to_vec(scratch.hidden.get(pass.tokens * pass.hidden))?;
                 let (normed, in_proj, mixed) = (&[][..], &[][..], &[][..]);
                 observer.block(layer, &BlockActivations { normed, in_proj, mixed, output });
             }
@@ -151,7 +157,7 @@ impl DeviceModel {
         piece: &mut Piece,
         to: &mut Vec<f32>,
     ) -> Result<(), CudaError> {
-        let len = self.head::<T>(piece)? * piece.config.vocab_size;
+        let len = self.head::<T>(&self.gpu, piece)? * piece.config.vocab_size;
         if len == 0 {
             // Whoever reads a prompt piece by piece hears of a device that fails.
             return self.gpu.synchronize();
@@ -166,22 +172,65 @@ impl DeviceModel {
         piece: &mut Piece,
         to: &mut Vec<u64>,
     ) -> Result<(), CudaError> {
-        let (rows, vocab) = (self.head::<T>(piece)?, piece.config.vocab_size);
+        self.reduce::<T>(&self.gpu, piece)?;
+        self.records::<T>(piece, to)
+    }
+
+    /// A whole pass and its records, into `to`; a step of single tokens as a graph.
+    pub(super) fn read_reduced_in<T: Number>(
+        &self,
+        piece: &mut Piece,
+        states: &mut [&mut SequenceState],
+        to: &mut Vec<u64>,
+    ) -> Result<(), CudaError> {
+        self.begin::<T>(piece, states)?;
+        let layers = 0..piece.config.layers.len();
+        let scratch = T::scratch(piece.act);
+        let decodes = piece.batch.segments().iter().all(|s| s.logits == LogitsFor::Last);
+        let context = scratch.tables.decode_context().filter(|_| decodes && self.uses_graphs);
+        let (buffers, mut graphs) = (scratch.addresses(), std::mem::take(&mut scratch.graphs));
+        let mut launch = |gpu: &Gpu| {
+            self.embed::<T>(gpu, piece)?;
+            self.run::<T>(gpu, piece, layers.clone(), &mut NoObserver)?;
+            self.reduce::<T>(gpu, piece)
+        };
+        let launched = match context {
+            Some(context) => {
+                let (layout, num) = (Arc::clone(&self.layout), states.len());
+                graphs.run(&self.gpu, Shape { layout, num, context, buffers }, launch)
+            }
+            None => launch(&self.gpu),
+        };
+        T::scratch(piece.act).graphs = graphs;
+        launched?;
+        self.records::<T>(piece, to)
+    }
+
+    /// Logits of the rows that need them, and their records.
+    fn reduce<T: Number>(&self, gpu: &Gpu, piece: &mut Piece) -> Result<(), CudaError> {
+        let (rows, vocab) = (self.head::<T>(gpu, piece)?, piece.config.vocab_size);
         if rows == 0 {
-            return self.gpu.synchronize();
+            return Ok(());
         }
         let Scratch { logits, records, candidates, tables, .. } = T::scratch(piece.act);
-        let kept = rows * RECORD_LEN;
         let room = candidates.get_mut(reduce_scratch_len(rows, vocab));
-        let logits = (logits.get(rows * vocab), vocab);
-        reduce(&self.gpu, logits, tables.scales(rows), records.get_mut(kept), room)?;
-        to.resize(kept, 0);
-        self.gpu.download(to, records.get(kept))
+        let (logits, records) = (logits.get(rows * vocab), records.get_mut(rows * RECORD_LEN));
+        reduce(gpu, (logits, vocab), tables.scales(rows), records, room)
+    }
+
+    /// Downloads the records of a pass.
+    fn records<T: Number>(&self, piece: &mut Piece, to: &mut Vec<u64>) -> Result<(), CudaError> {
+        let len = piece.batch.logit_rows().count() * RECORD_LEN;
+        if len == 0 {
+            return self.gpu.synchronize();
+        }
+        to.resize(len, 0);
+        self.gpu.download(to, T::scratch(piece.act).records.get(len))
     }
 
     /// Final norm and head over the rows that need logits; how many there are.
-    fn head<T: Number>(&self, piece: &mut Piece) -> Result<usize, CudaError> {
-        let (gpu, config) = (&self.gpu, piece.config);
+    fn head<T: Number>(&self, gpu: &Gpu, piece: &mut Piece) -> Result<usize, CudaError> {
+        let config = piece.config;
         let (h, vocab) = (config.hidden_size, config.vocab_size);
         let rows: Vec<usize> = piece.batch.logit_rows().collect();
         if rows.is_empty() {
@@ -211,7 +260,7 @@ impl Pass<'_> {
         config: &LayerConfig,
         scratch: &mut Scratch<T>,
     ) -> Result<(), CudaError> {
-        let (gpu, weights) = (&self.model.gpu, &self.model.weights.layers[layer]);
+        let (gpu, weights) = (self.gpu, &self.model.weights.layers[layer]);
         let (tokens, h) = (self.tokens, self.hidden);
         let out = scratch.normed.get_mut(tokens * stride(h));
         rms_norm(gpu, scratch.hidden.get(tokens * h), weights.norm.slice(..), self.eps, out)?;
@@ -232,7 +281,7 @@ impl Pass<'_> {
         w: &DeviceMamba2,
         scratch: &mut Scratch<T>,
     ) -> Result<(), CudaError> {
-        let (gpu, tokens) = (&self.model.gpu, self.tokens);
+        let (gpu, tokens) = (self.gpu, self.tokens);
         let (rows, inner) = (m.in_proj_rows(), m.d_inner());
         let x = scratch.normed.get(tokens * stride(self.hidden));
         let out = scratch.wide.get_mut(tokens * rows);
@@ -270,7 +319,7 @@ impl Pass<'_> {
         [q_proj, k_proj, v_proj, o_proj]: &[DeviceMatrix; 4],
         scratch: &mut Scratch<T>,
     ) -> Result<(), CudaError> {
-        let (gpu, tokens) = (&self.model.gpu, self.tokens);
+        let (gpu, tokens) = (self.gpu, self.tokens);
         let (q_width, kv_width) = (a.q_width(), a.kv_width());
         let width = q_width + 2 * kv_width;
         let x = scratch.normed.get(tokens * stride(self.hidden));
@@ -297,7 +346,7 @@ impl Pass<'_> {
         [up_proj, down_proj]: &[DeviceMatrix; 2],
         scratch: &mut Scratch<T>,
     ) -> Result<(), CudaError> {
-        let (gpu, tokens) = (&self.model.gpu, self.tokens);
+        let (gpu, tokens) = (self.gpu, self.tokens);
         let x = scratch.normed.get(tokens * stride(self.hidden));
         let out = scratch.mix.get_mut(tokens * stride(up_proj.rows()));
         matmul(gpu, x, up_proj, Epilogue::Relu2 { out })?;
@@ -308,6 +357,6 @@ impl Pass<'_> {
     fn add<T: Number>(self, w: &DeviceMatrix, scratch: &mut Scratch<T>) -> Result<(), CudaError> {
         let x = scratch.mix.get(self.tokens * stride(w.cols()));
         let out = scratch.hidden.get_mut(self.tokens * self.hidden);
-        matmul(&self.model.gpu, x, w, Epilogue::Add { out, stride: self.hidden })
+        matmul(self.gpu, x, w, Epilogue::Add { out, stride: self.hidden })
     }
 }

@@ -7,6 +7,7 @@
 //! `hidden` f32 `[T, h]`, `normed` `[T, s(h)]`, `wide` f32 `[T, widest first projection]`, `mix`
 //! `[T, widest s(input of an output projection)]`, `logits` f32 `[R, V]`, `records` `[R, 66]`.
 
+use super::graphs::Graphs;
 use super::tables::Tables;
 use crate::config::Config;
 use crate::layer::LayerConfig;
@@ -31,6 +32,7 @@ pub(super) struct Scratch<T> {
     /// The same rounded to bf16, where an op wants it.
     pub(super) rounded: Grown<bf16>,
     pub(super) tables: Tables,
+    pub(super) graphs: Graphs,
 }
 
 impl<T> Default for Scratch<T> {
@@ -46,6 +48,7 @@ impl<T> Default for Scratch<T> {
             partial: Grown::default(),
             rounded: Grown::default(),
             tables: Tables::default(),
+            graphs: Graphs::default(),
         }
     }
 }
@@ -108,6 +111,22 @@ impl<T: Number> Scratch<T> {
         self.candidates.sized(gpu, lens.candidates)?;
         Ok(())
     }
+
+    /// Where all buffers lie.
+    pub(super) fn addresses(&self) -> [u64; 10] {
+        [
+            self.hidden.address(),
+            self.normed.address(),
+            self.wide.address(),
+            self.mix.address(),
+            self.logits.address(),
+            self.records.address(),
+            self.candidates.address(),
+            self.partial.address(),
+            self.rounded.address(),
+            self.tables.address(),
+        ]
+    }
 }
 
 /// The device's part of [`crate::Activations`].
@@ -115,6 +134,13 @@ impl<T: Number> Scratch<T> {
 pub(crate) struct DeviceActivations {
     f32: Scratch<f32>,
     bf16: Scratch<bf16>,
+}
+
+impl DeviceActivations {
+    /// Decode steps that were replays.
+    pub(crate) fn replays(&self) -> u64 {
+        self.f32.graphs.replays() + self.bf16.graphs.replays()
+    }
 }
 
 /// A compute type, and where its buffers are.
@@ -162,6 +188,11 @@ impl<T: bytemuck::Pod> Grown<T> {
             self.0 = Some(gpu.alloc(len)?);
         }
         Ok(self.0.as_mut().expect("made above").slice_mut(..len))
+    }
+
+    /// Where it lies.
+    pub(super) fn address(&self) -> u64 {
+        self.get(0).ptr()
     }
 
     /// The first `len` values of a buffer that has them.

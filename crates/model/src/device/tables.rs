@@ -10,7 +10,7 @@ use super::scratch::Grown;
 use super::state::{Layout, PAGE};
 use crate::batch::Batch;
 use crate::state::SequenceState;
-use hybra_cuda::ops::attention::{KvSegments, SegmentLen};
+use hybra_cuda::ops::attention::{KvSegments, SPAN, SegmentLen};
 use hybra_cuda::ops::mamba_split_conv1d_scan::MixerSegments;
 use hybra_cuda::{CudaError, DeviceSlice, Gpu, Staging};
 
@@ -19,6 +19,7 @@ use hybra_cuda::{CudaError, DeviceSlice, Gpu, Staging};
 pub(super) struct Tables {
     on_device: Grown<u64>,
     staging: Option<Staging>,
+    /// As launches take them: in a step of single tokens all see the same number of positions.
     lens: Vec<SegmentLen>,
     /// T.
     tokens: usize,
@@ -80,7 +81,28 @@ impl Tables {
             is_mamba.scan(0, |count, is| Some(std::mem::replace(count, *count + usize::from(is))));
         self.mamba_before.clear();
         self.mamba_before.extend(before);
+        self.round_contexts();
         layout.in_room(|| self.upload(gpu))
+    }
+
+    /// Steps of about as many positions have the same launches, which have room for more: bits do
+    /// not depend on it.
+    fn round_contexts(&mut self) {
+        if let Some(context) = self.decode_context() {
+            self.lens.iter_mut().for_each(|segment| segment.past = context - 1);
+        }
+    }
+
+    /// Positions that attention is launched for, of a batch of single tokens.
+    pub(super) fn decode_context(&self) -> Option<usize> {
+        let most = self.lens.iter().map(|segment| segment.past + 1).max()?;
+        let single = self.lens.iter().all(|segment| segment.len == 1);
+        single.then(|| most.div_ceil(SPAN).next_power_of_two() * SPAN)
+    }
+
+    /// Where the array lies.
+    pub(super) fn address(&self) -> u64 {
+        self.on_device.address()
     }
 
     /// Empty but for the tokens.
