@@ -35,8 +35,9 @@ fi
 [ "${1:-}" = --gpu ] || exit 0
 export HYBRA_TEST_GPU=1
 export LD_LIBRARY_PATH=${HYBRA_NVRTC:+$HYBRA_NVRTC:}${LD_LIBRARY_PATH:-}
-cargo test --workspace --locked --test attention --test device --test limits --test mamba \
-    --test matmul --test rms_norm
+cargo test --workspace --locked --test attention --test device --test device_graphs \
+    --test device_sampler --test graph --test limits --test mamba --test matmul --test rms_norm \
+    --test sample --test staging
 cargo build --release --locked
 hybra=${CARGO_TARGET_DIR:-target}/release/hybra
 shared=${HYBRA_SHARED:-../shared}
