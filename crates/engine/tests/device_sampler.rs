@@ -6,6 +6,7 @@
 mod emulated;
 
 use hybra_cuda::ops::sample::{RECORD_LEN, Record, reduce, reduce_scratch_len};
+use hybra_cuda::{DeviceBuffer, Gpu};
 use hybra_engine::{Allowed, Draw, SampleInput, Sampler, SamplingParams, TokenHistory};
 use hybra_model::TopLogits;
 
@@ -61,6 +62,43 @@ impl Numbers {
     }
 }
 
+/// Rows on the device, and their records.
+fn reduced(gpu: &Gpu, rows: &[f32], scales: &[u32]) -> (DeviceBuffer<f32>, Vec<u64>) {
+    let (num, vocab) = (scales.len(), rows.len() / scales.len());
+    let (logits, scales) = (gpu.upload_new(rows).unwrap(), gpu.upload_new(scales).unwrap());
+    let mut records = gpu.alloc(num * RECORD_LEN).unwrap();
+    let mut scratch = gpu.alloc(reduce_scratch_len(num, vocab)).unwrap();
+    let (to, room) = (records.slice_mut(..), scratch.slice_mut(..));
+    reduce(gpu, (logits.slice(..), vocab), scales.slice(..), to, room).unwrap();
+    let records = gpu.to_vec(records.slice(..)).unwrap();
+    (logits, records)
+}
+
+/// Forbidden tokens that are no candidates may hold most of the mass of which top-p takes a share.
+#[test]
+fn forbidden_tokens_outside_the_candidates_leave_top_p_open() {
+    let Some(gpu) = emulated::gpu() else { return };
+    let (vocab, mut sampler, history) = (700, Sampler::new(), TokenHistory::new(&[1]));
+    let row: Vec<f32> = (0..vocab).map(|i| -1e-4 * i.min(100) as f32).collect();
+    let (logits, records) = reduced(gpu, &row, &[1.0f32.to_bits()]);
+    let top = TopLogits::new(gpu, Record::new(&records), logits.slice(..));
+    let params = SamplingParams { temperature: 1.0, top_p: 0.05, ..SamplingParams::default() };
+    let forbidden: Vec<u32> = (90..690).collect();
+    for (forbidden, is_told) in [(&[][..], true), (&forbidden, false)] {
+        for position in 0..20 {
+            let draw = Draw { seed: 3, position };
+            let forbidden: &[&[u32]] = &[forbidden];
+            let input =
+                SampleInput { params: &params, history: &history, allowed: None, forbidden, draw };
+            let found = sampler.sample_top(&top, input);
+            assert_eq!(found.is_some(), is_told);
+            if let Some(found) = found {
+                assert_eq!(Ok(found), sampler.sample(&row, input));
+            }
+        }
+    }
+}
+
 #[test]
 fn tokens_are_those_of_whole_rows() {
     let Some(gpu) = emulated::gpu() else { return };
@@ -74,13 +112,7 @@ fn tokens_are_those_of_whole_rows() {
         let all: Vec<_> = (0..ROWS).map(|i| (i % 9, numbers.params(i % 9))).collect();
         let scale = |p: &SamplingParams| if p.is_greedy() { 1.0 } else { 1.0 / p.temperature };
         let scales: Vec<u32> = all.iter().map(|(_, p)| scale(p).to_bits()).collect();
-        let (logits, scales) = (gpu.upload_new(&rows.concat()), gpu.upload_new(&scales));
-        let (logits, scales) = (logits.unwrap(), scales.unwrap());
-        let mut records = gpu.alloc(ROWS * RECORD_LEN).unwrap();
-        let mut scratch = gpu.alloc(reduce_scratch_len(ROWS, vocab)).unwrap();
-        let (to, room) = (records.slice_mut(..), scratch.slice_mut(..));
-        reduce(gpu, (logits.slice(..), vocab), scales.slice(..), to, room).unwrap();
-        let records = gpu.to_vec(records.slice(..)).unwrap();
+        let (logits, records) = reduced(gpu, &rows.concat(), &scales);
         for (i, ((family, params), row)) in all.iter().zip(&rows).enumerate() {
             let record = Record::new(&records[i * RECORD_LEN..][..RECORD_LEN]);
             let top = TopLogits::new(gpu, record, logits.slice(i * vocab..(i + 1) * vocab));
