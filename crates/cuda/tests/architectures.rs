@@ -2,6 +2,8 @@
 //! registers in memory. It needs no GPU, only the compiler's library: `HYBRA_NVRTC` names the folder
 //! of libnvrtc.so.12 (the Python package nvidia-cuda-nvrtc-cu12 has it in nvidia/cuda_nvrtc/lib).
 
+#![cfg(feature = "cuda")]
+
 #[allow(dead_code)] // The emulator must stay away from here.
 mod emulated;
 

@@ -22,8 +22,10 @@ fn what_is_staged_later_does_not_reach_copies_under_way() {
     }
     // A staging that goes leaves its copies whole, too.
     let mut last = gpu.alloc::<u32>(lens[0]).unwrap();
-    staging.upload(last.slice_mut(..), &values(0)).unwrap();
-    drop(staging);
+    {
+        let mut going = staging;
+        going.upload(last.slice_mut(..), &values(0)).unwrap();
+    }
     for (i, copy) in copies.iter().enumerate() {
         assert!(gpu.to_vec(copy.slice(..)).unwrap() == values(i), "upload {i}");
     }
