@@ -30,11 +30,12 @@ impl Work {
         rms_norm(gpu, self.x.slice(..), self.weight.slice(..), 0.0, self.out.slice_mut(..))
     }
 
-    /// Every value of x; then the first of the output.
+    /// Fills x.
     fn set(&mut self, gpu: &Gpu, value: f32) {
         gpu.upload(self.x.slice_mut(..), &[value; WIDTH]).unwrap();
     }
 
+    /// The first value of the output.
     fn out(&self, gpu: &Gpu) -> f32 {
         gpu.to_vec(self.out.slice(..)).unwrap()[0]
     }
