@@ -126,10 +126,11 @@ impl Device {
 
 /// Whether decode steps are replayed as CUDA graphs; `HYBRA_CUDA_GRAPHS=off`: they are not.
 fn cuda_graphs() -> Result<bool> {
-    match std::env::var("HYBRA_CUDA_GRAPHS").as_deref() {
-        Ok("on") | Err(std::env::VarError::NotPresent) => Ok(true),
-        Ok("off") => Ok(false),
-        other => bail!("HYBRA_CUDA_GRAPHS: expected on or off, found {other:?}"),
+    let Some(value) = std::env::var_os("HYBRA_CUDA_GRAPHS") else { return Ok(true) };
+    match value.to_str() {
+        Some("on") => Ok(true),
+        Some("off") => Ok(false),
+        _ => bail!("HYBRA_CUDA_GRAPHS: expected on or off, found {value:?}"),
     }
 }
 
