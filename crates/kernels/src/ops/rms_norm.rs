@@ -120,7 +120,7 @@ impl WithSimd for GateInPlace<'_> {
 
 /// One group of a gated norm in place: y becomes the output.
 #[inline(always)]
-fn gate_and_scale<S: Simd>(s: S, y: &mut [f32], z: &[f32], weight: &[f32], eps: f32) {
+pub(crate) fn gate_and_scale<S: Simd>(s: S, y: &mut [f32], z: &[f32], weight: &[f32], eps: f32) {
     let (len, z) = (y.len(), &z[..y.len()]);
     let gated = |y: S::V, z: S::V| s.mul(y, s.silu(z));
     let (mut acc, step) = ([s.zero(); 4], 4 * S::LANES);

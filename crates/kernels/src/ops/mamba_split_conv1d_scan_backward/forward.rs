@@ -4,14 +4,14 @@
 //! **Invariant:** a region of [`KeptScan`] is one group of one document, and the way back reads from
 //! it what it would compute itself, to the bit.
 
-use super::conv::{ConvForward, gather_taps};
+use super::conv::{ConvForward, ROWS_AHEAD, gather_taps};
 use super::steps::Steps;
-use super::{SCRATCH, Scratch, Sizes, check};
+use super::{SCRATCH, Scratch, Sizes, check, fetch};
 use crate::buffer::{Chunks, MatMut, MatRef};
 use crate::ops::mamba_split_conv1d_scan::MixerParams;
-use crate::ops::rms_norm::GateInPlace;
+use crate::ops::rms_norm::gate_and_scale;
 use crate::ops::ssd_backward::{GroupInputs, GroupParams, ssd_group_forward};
-use crate::simd::dispatch;
+use crate::simd::{Simd, WithSimd, dispatch};
 use crate::{Cpu, Isa};
 use std::cmp::Reverse;
 use std::iter::repeat_n;
@@ -166,17 +166,43 @@ impl<'a> Group<'a> {
         ssd_group_forward(&self.params(), inputs, MatMut::new(y, sizes.inner), states, &mut w.ssd);
     }
 
-    fn forward(&self, region: &mut [f32], mut out: MatMut, w: &mut Scratch) {
+    fn forward(&self, region: &mut [f32], out: MatMut, w: &mut Scratch) {
         if self.rows.rows() == 0 {
             return;
         }
         self.convolve(w);
         self.scan(region, w);
         let inner = Sizes::new(self.p).inner;
-        for (t, y) in region.chunks_exact(inner).take(out.rows()).enumerate() {
-            out.row_mut(t).copy_from_slice(y);
-        }
+        let y = MatRef::new(&region[..self.rows.rows() * inner], inner);
         let (weight, eps) = (self.norm_weight(), self.p.norm_eps);
-        dispatch(self.isa, GateInPlace { y: out, z: self.z(), weight, eps });
+        dispatch(self.isa, GatedNorm { y, z: self.z(), weight, eps, out });
+    }
+}
+
+/// The gated norm of a group, with rows of wide matrices fetched ahead: a copy of y and the norm in
+/// place took 2 to 3 % more of a step of training.
+struct GatedNorm<'a> {
+    y: MatRef<'a>,
+    z: MatRef<'a>,
+    weight: &'a [f32],
+    eps: f32,
+    out: MatMut<'a>,
+}
+
+impl WithSimd for GatedNorm<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(mut self, s: S) {
+        for t in 0..self.y.rows() {
+            let next = t + ROWS_AHEAD;
+            if next < self.y.rows() {
+                fetch(s, self.z.row(next));
+                fetch(s, self.out.row(next));
+            }
+            let out = self.out.row_mut(t);
+            out.copy_from_slice(self.y.row(t));
+            gate_and_scale(s, out, self.z.row(t), self.weight, self.eps);
+        }
     }
 }
