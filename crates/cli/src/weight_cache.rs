@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
 /// Changes with every change of the compute layout.
-const LAYOUT: u32 = 1;
+const LAYOUT: u32 = 2;
 const SOURCE_FILE: &str = "source.json";
 
 /// The cache of one model.

@@ -2,7 +2,7 @@
 //! `cargo run --release -p hybra-kernels --example gemm -- [FORMAT] [N K]`.
 
 use hybra_kernels::dtype::{DType, WeightRef};
-use hybra_kernels::ops::packed::{Epilogue, PackedRef, Rows, matmul, pack, packed_bytes};
+use hybra_kernels::ops::packed::{Epilogue, Layout, PackedRef, Rows, matmul, pack, packed_bytes};
 use hybra_kernels::ops::q8_rows::{Bf16Rows, Q8Rows};
 use hybra_kernels::{Cpu, HugeBytes, Isa, MatMut, MatRef, limits};
 use std::time::Instant;
@@ -13,6 +13,12 @@ fn main() {
     let dtype = DType::ALL.into_iter().find(|d| d.name() == name).expect("a weight format");
     let number = |i: usize, default| args.get(i).map_or(default, |a| a.parse().expect("a number"));
     let (n, k): (usize, usize) = (number(1, 22656), number(2, 4480));
+    // With DENSITY, a layout by columns and inputs of which that share is not zero.
+    let density: Option<f64> = std::env::var("DENSITY").ok().map(|d| d.parse().expect("a number"));
+    let layout = match density {
+        Some(_) => Layout::of_sparse_inputs(dtype, n),
+        None => Layout::Panels,
+    };
     let threads = std::env::var("THREADS").map_or(2, |t| t.parse().expect("a number"));
     let cpu = Cpu::new(Isa::from_env().expect("HYBRA_ISA"), threads);
     let peak = if dtype == DType::Bf16 { limits::bf16_dot(&cpu) } else { limits::int8_dot(&cpu) };
@@ -27,7 +33,7 @@ fn main() {
         .map(|_| {
             let bytes = packed_bytes(dtype, n, k).expect("a compute layout");
             let mut to = HugeBytes::zeroed(bytes).expect("memory");
-            pack(&cpu, WeightRef::new(dtype, n, k, &stored), &mut to);
+            pack(&cpu, WeightRef::new(dtype, n, k, &stored), layout, &mut to);
             to
         })
         .collect();
@@ -35,7 +41,13 @@ fn main() {
     let only: Option<usize> = std::env::var("T").ok().and_then(|t| t.parse().ok());
     let all = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 512];
     for t in all.into_iter().filter(|t| only.is_none_or(|o| o == *t)) {
-        let x: Vec<f32> = (0..t * k).map(|i| (i * 7919 % 2003) as f32 / 1001.0 - 1.0).collect();
+        let mut x: Vec<f32> = (0..t * k).map(|i| (i * 7919 % 2003) as f32 / 1001.0 - 1.0).collect();
+        for (i, x) in x.iter_mut().enumerate() {
+            let number = (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40;
+            if number as f64 / (1 << 24) as f64 >= density.unwrap_or(1.0) {
+                *x = 0.0;
+            }
+        }
         let (mut q8, mut bf16) = (Q8Rows::default(), Bf16Rows::default());
         q8.quantize(&cpu, MatRef::new(&x, k));
         bf16.round(&cpu, MatRef::new(&x, k));
@@ -43,8 +55,10 @@ fn main() {
         let mut out = vec![0.0; t * n];
         let mut best = f64::INFINITY;
         let mut times = Vec::new();
-        for i in 0..8.max(2 * copies) {
-            let w = PackedRef::new(dtype, n, k, &packed[i % copies]);
+        for i in
+            0..std::env::var("ROUNDS").map_or(8.max(2 * copies), |r| r.parse().expect("a number"))
+        {
+            let w = PackedRef::new(dtype, n, k, layout, &packed[i % copies]);
             let start = Instant::now();
             matmul(&cpu, rows, w, MatMut::new(&mut out, n), Epilogue::Store);
             times.push(start.elapsed().as_secs_f64());

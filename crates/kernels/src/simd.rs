@@ -162,6 +162,24 @@ pub trait Simd: Copy + Send + Sync + 'static {
         self.store_i(a, &mut bytes);
         self.load_i(&bytes.map(|byte| byte.wrapping_sub(x)))
     }
+    /// Four columns of bytes side by side: byte c of a word is column c's. Bytes 16·L + 4·v + i of
+    /// the columns become word 4·L + i of result v; with one lane, bytes v word 0 of result v.
+    #[inline(always)]
+    fn interleave(self, columns: [Self::I; 4]) -> [Self::I; 4] {
+        let (mut from, mut to) = ([[0; 64]; 4], [[0; 64]; 4]);
+        for c in 0..4 {
+            self.store_i(columns[c], &mut from[c]);
+        }
+        for (v, to) in to.iter_mut().enumerate() {
+            for word in 0..Self::LANES {
+                let at = if Self::LANES == 1 { v } else { word / 4 * 16 + 4 * v + word % 4 };
+                for c in 0..4 {
+                    to[4 * word + c] = from[c][at];
+                }
+            }
+        }
+        array!(4, v => self.load_i(&to[v]))
+    }
     /// Asks for the cache line where `s` begins: a hint that changes no value.
     #[inline(always)]
     fn prefetch<T>(self, _s: &[T]) {}

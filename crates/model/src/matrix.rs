@@ -10,7 +10,7 @@
 use hybra_checkpoint::Region;
 use hybra_kernels::ops::activation::{add_assign, relu2};
 use hybra_kernels::ops::gemm::gemm;
-use hybra_kernels::ops::packed::{Epilogue, PackedRef, Rows, matmul, pack, packed_bytes};
+use hybra_kernels::ops::packed::{Epilogue, Layout, PackedRef, Rows, matmul, pack, packed_bytes};
 use hybra_kernels::ops::q8_rows::{Bf16Rows, Q8Rows};
 use hybra_kernels::{Cpu, DType, HugeBytes, MatMut, MatRef, WeightRef};
 use std::io;
@@ -23,6 +23,8 @@ pub struct Matrix {
     dtype: DType,
     rows: usize,
     cols: usize,
+    /// The order of its bytes when packed.
+    layout: Layout,
     data: Data,
 }
 
@@ -54,7 +56,13 @@ impl Deref for Packed {
 impl Matrix {
     /// A matrix as a file holds it.
     pub(crate) fn stored(dtype: DType, rows: usize, cols: usize, data: Region) -> Self {
-        Self { dtype, rows, cols, data: Data::Stored(data) }
+        Self { dtype, rows, cols, layout: Layout::Panels, data: Data::Stored(data) }
+    }
+
+    /// The matrix, whose inputs are mostly zero: packed, the columns of zeros are not read where the
+    /// format has a layout for that.
+    pub(crate) fn of_sparse_inputs(self) -> Self {
+        Self { layout: Layout::of_sparse_inputs(self.dtype, self.rows), ..self }
     }
 
     /// The matrix as stored.
@@ -113,7 +121,7 @@ impl Matrix {
         let Data::Stored(stored) = &self.data else { return Ok(()) };
         let Some(bytes) = packed_bytes(self.dtype, self.rows, self.cols) else { return Ok(()) };
         let mut packed = HugeBytes::zeroed(bytes)?;
-        pack(cpu, self.view(), &mut packed);
+        pack(cpu, self.view(), self.layout, &mut packed);
         stored.release();
         self.data = Data::Packed(Packed::Owned(Arc::new(packed)));
         Ok(())
@@ -147,7 +155,7 @@ impl Matrix {
         scratch: &mut Vec<f32>,
     ) {
         if let Data::Packed(data) = &self.data {
-            let w = PackedRef::new(self.dtype, self.rows, self.cols, data);
+            let w = PackedRef::new(self.dtype, self.rows, self.cols, self.layout, data);
             return matmul(cpu, rounded.rows(self.dtype), w, out, epilogue);
         }
         match epilogue {

@@ -253,7 +253,8 @@ impl<'c> Source<'c> {
             LayerConfig::Mlp(_) => LayerWeights::Mlp(MlpWeights {
                 norm,
                 up_proj: self.matrix(Role::UpProj),
-                down_proj: self.matrix(Role::DownProj),
+                // Behind the squared ReLU.
+                down_proj: self.matrix(Role::DownProj).of_sparse_inputs(),
             }),
         })
     }

@@ -204,6 +204,21 @@ impl Simd for Neon {
         unsafe { vqtbl1q_u8(vld1q_u8(table.as_ptr()), index) }
     }
     #[inline(always)]
+    fn interleave(self, [a, b, c, d]: [uint8x16_t; 4]) -> [uint8x16_t; 4] {
+        // SAFETY: NEON is present on AArch64.
+        unsafe {
+            let half = |a, b| vreinterpretq_u16_u8(vzip1q_u8(a, b));
+            let high = |a, b| vreinterpretq_u16_u8(vzip2q_u8(a, b));
+            let (ab, cd, ab_high, cd_high) = (half(a, b), half(c, d), high(a, b), high(c, d));
+            [
+                vreinterpretq_u8_u16(vzip1q_u16(ab, cd)),
+                vreinterpretq_u8_u16(vzip2q_u16(ab, cd)),
+                vreinterpretq_u8_u16(vzip1q_u16(ab_high, cd_high)),
+                vreinterpretq_u8_u16(vzip2q_u16(ab_high, cd_high)),
+            ]
+        }
+    }
+    #[inline(always)]
     fn dot(self, acc: uint8x16_t, w: uint8x16_t, a: uint8x16_t, low: bool) -> uint8x16_t {
         // SAFETY: NEON is present on AArch64.
         unsafe {

@@ -223,6 +223,20 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    fn interleave(self, [a, b, c, d]: [__m256i; 4]) -> [__m256i; 4] {
+        // SAFETY: the token proves the features.
+        unsafe {
+            let (ab, cd) = (_mm256_unpacklo_epi8(a, b), _mm256_unpacklo_epi8(c, d));
+            let (ab_high, cd_high) = (_mm256_unpackhi_epi8(a, b), _mm256_unpackhi_epi8(c, d));
+            [
+                _mm256_unpacklo_epi16(ab, cd),
+                _mm256_unpackhi_epi16(ab, cd),
+                _mm256_unpacklo_epi16(ab_high, cd_high),
+                _mm256_unpackhi_epi16(ab_high, cd_high),
+            ]
+        }
+    }
+    #[inline(always)]
     fn dot(self, acc: __m256i, w: __m256i, a: __m256i, low: bool) -> __m256i {
         if low {
             return self.add_pairs(acc, self.dot_pairs(self.splat_i(0), w, a));

@@ -51,6 +51,12 @@ pub(crate) trait Format: 'static {
     /// Group `group` of the rows from `row` on, one row per lane.
     fn codes<S: Simd>(s: S, block: &[u8], row: usize, group: usize) -> S::I;
 
+    /// What a code stands for as [`Self::codes`] gives it, from its 4 or 8 bits.
+    #[inline(always)]
+    fn level<S: Simd>(_s: S, code: S::I) -> S::I {
+        code
+    }
+
     /// Scales of block number `index` for the rows from `row` on.
     fn scales<S: Simd>(s: S, panel: &Panel, index: usize, row: usize) -> Scales<S::V>;
 }
@@ -256,7 +262,11 @@ impl Format for Iq4Nl {
     const OFFSET: i32 = 128;
     #[inline(always)]
     fn codes<S: Simd>(s: S, block: &[u8], row: usize, group: usize) -> S::I {
-        s.lookup(&Self::LEVELS, nibbles(s, block, row, group))
+        Self::level(s, nibbles(s, block, row, group))
+    }
+    #[inline(always)]
+    fn level<S: Simd>(s: S, code: S::I) -> S::I {
+        s.lookup(&Self::LEVELS, code)
     }
     #[inline(always)]
     fn scales<S: Simd>(s: S, panel: &Panel, index: usize, row: usize) -> Scales<S::V> {

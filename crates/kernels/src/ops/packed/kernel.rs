@@ -314,15 +314,15 @@ fn add_products<S: Simd, F: Format, const M: usize, const V: usize>(
 
 /// Asks for `bytes`.
 #[inline(always)]
-fn fetch<S: Simd>(s: S, bytes: &[u8]) {
-    for at in (0..bytes.len()).step_by(CACHE_LINE) {
-        s.prefetch_far(&bytes[at..]);
+pub(super) fn fetch<S: Simd>(s: S, bytes: &[u8]) {
+    for line in bytes.chunks(CACHE_LINE) {
+        s.prefetch_far(line);
     }
 }
 
 /// `−OFFSET Σ a`, where the sum of a block of products starts, less what [`Simd::dot`] takes itself.
 #[inline(always)]
-fn start<S: Simd, F: Format>(s: S, offsets: &[i32], index: usize) -> S::I {
+pub(super) fn start<S: Simd, F: Format>(s: S, offsets: &[i32], index: usize) -> S::I {
     match F::OFFSET - if F::BITS < 8 { 0 } else { S::HIGH_BIAS } {
         0 => s.splat_i(0),
         // Stored as −8 Σ a.

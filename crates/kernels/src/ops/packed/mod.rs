@@ -11,6 +11,7 @@
 
 mod bf16;
 mod byte_tiles;
+mod columns;
 mod format;
 mod kernel;
 mod pack;
@@ -39,12 +40,31 @@ pub enum Epilogue {
     Add,
 }
 
+/// The order of a packed matrix's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Layout {
+    /// Panels of 16 rows.
+    Panels,
+    /// By columns, for inputs that are mostly zero; see [`columns`](self).
+    Columns,
+}
+
+impl Layout {
+    /// The order for a matrix of `rows` rows whose inputs may be mostly zero: [`Self::Columns`]
+    /// where the format and the rows (a multiple of 128) allow it.
+    #[must_use]
+    pub fn of_sparse_inputs(dtype: DType, rows: usize) -> Self {
+        if columns::suits(dtype, rows) { Self::Columns } else { Self::Panels }
+    }
+}
+
 /// A matrix in compute layout.
 #[derive(Clone, Copy)]
 pub struct PackedRef<'a> {
     dtype: DType,
     rows: usize,
     cols: usize,
+    layout: Layout,
     data: &'a [u8],
 }
 
@@ -54,9 +74,9 @@ impl<'a> PackedRef<'a> {
     /// # Panics
     /// If the length is not [`packed_bytes`].
     #[must_use]
-    pub fn new(dtype: DType, rows: usize, cols: usize, data: &'a [u8]) -> Self {
+    pub fn new(dtype: DType, rows: usize, cols: usize, layout: Layout, data: &'a [u8]) -> Self {
         assert_eq!(Some(data.len()), packed_bytes(dtype, rows, cols), "{dtype} {rows}×{cols}");
-        Self { dtype, rows, cols, data }
+        Self { dtype, rows, cols, layout, data }
     }
 }
 
@@ -83,9 +103,11 @@ impl Rows<'_> {
 struct Scratch {
     /// Widened panels.
     wide: Vec<u8>,
-    /// Panels widened for a matrix unit, and its sums.
+    /// Panels widened for a matrix unit; sums that wait.
     words: Vec<u32>,
     sums: Vec<f32>,
+    /// Panels made of columns.
+    band: Vec<u32>,
 }
 
 thread_local! {
@@ -113,6 +135,9 @@ pub fn matmul(cpu: &Cpu, x: Rows, w: PackedRef, out: MatMut, epilogue: Epilogue)
     assert_eq!(rows, out.rows(), "x·wᵀ: rows");
     if rows == 0 || w.rows == 0 {
         return;
+    }
+    if let (Layout::Columns, Rows::Q8(x)) = (w.layout, x) {
+        return columns::matmul(cpu, x, w, out, epilogue);
     }
     let panels = w.rows.div_ceil(ROWS);
     let bytes = w.data.len() / panels;

@@ -1,12 +1,13 @@
 //! From the file's layout to panels (see [`super::format`]): bytes move, nothing is rounded.
 
 use super::format::{GROUP_BYTES, GROUPS, ROWS};
-use super::panel_len;
+use super::{Layout, columns, panel_len};
 use crate::Cpu;
 use crate::buffer::Chunks;
 use crate::dtype::{DType, WeightRef};
 use crate::ops::q8_rows::BLOCK;
 use crate::ops::quantize::scale_min_k4;
+use std::ops::Range;
 
 /// Bytes of a matrix in compute layout; `None` for formats that have none (F32 and F16).
 #[must_use]
@@ -17,23 +18,30 @@ pub fn packed_bytes(dtype: DType, rows: usize, cols: usize) -> Option<usize> {
 /// Packs `w` into `out`, which is zeros.
 ///
 /// # Panics
-/// If the format has no compute layout or the length is not [`packed_bytes`].
-pub fn pack(cpu: &Cpu, w: WeightRef, out: &mut [u8]) {
+/// If the format has no such layout or the length is not [`packed_bytes`].
+pub fn pack(cpu: &Cpu, w: WeightRef, layout: Layout, out: &mut [u8]) {
     let (dtype, rows, cols) = (w.dtype(), w.rows(), w.cols());
     assert_eq!(Some(out.len()), packed_bytes(dtype, rows, cols), "{dtype} {rows}×{cols}");
     if rows == 0 || cols == 0 {
         return;
     }
+    if layout == Layout::Columns {
+        return columns::pack(cpu, w, out);
+    }
     let bytes = panel_len(dtype, cols).expect("checked by the length");
-    cpu.pool().for_parts(Chunks::new(out, bytes), |i, panel| {
-        for lane in 0..ROWS.min(rows - i * ROWS) {
-            let row = w.row_part(i * ROWS + lane, 0, cols);
-            match dtype {
-                DType::Bf16 => bf16_row(row, lane, panel),
-                _ => row_of_blocks(dtype, row, cols, lane, panel),
-            }
+    let panels = Chunks::new(out, bytes);
+    cpu.pool().for_parts(panels, |i, panel| pack_panel(w, i * ROWS, 0..cols, panel));
+}
+
+/// The panel of `w` that begins at row `first`, of the columns `cols`: whole blocks of the format.
+pub(super) fn pack_panel(w: WeightRef, first: usize, cols: Range<usize>, panel: &mut [u8]) {
+    for lane in 0..ROWS.min(w.rows() - first) {
+        let row = w.row_part(first + lane, cols.start, cols.len());
+        match w.dtype() {
+            DType::Bf16 => bf16_row(row, lane, panel),
+            dtype => row_of_blocks(dtype, row, cols.len(), lane, panel),
         }
-    });
+    }
 }
 
 /// Pairs of values, `[K / 2, 16 rows, 2]`.
@@ -44,14 +52,14 @@ fn bf16_row(row: &[u8], lane: usize, panel: &mut [u8]) {
 }
 
 /// Where the parts of a panel begin and how long a block's are.
-struct Layout {
+struct Parts {
     codes: usize,
     scales: usize,
     sup: usize,
     blocks: usize,
 }
 
-impl Layout {
+impl Parts {
     fn of(dtype: DType, blocks: usize) -> Self {
         let (planes, scales, sup) = match dtype {
             DType::Q4_0 | DType::Iq4Nl => (4, 2, 0),
@@ -119,18 +127,18 @@ impl Place<'_> {
 }
 
 fn row_of_blocks(dtype: DType, row: &[u8], cols: usize, lane: usize, panel: &mut [u8]) {
-    let layout = Layout::of(dtype, cols.div_ceil(BLOCK));
-    let (codes, rest) = panel.split_at_mut(layout.blocks * layout.codes);
-    let (scales, supers) = rest.split_at_mut(layout.blocks * layout.scales);
+    let parts = Parts::of(dtype, cols.div_ceil(BLOCK));
+    let (codes, rest) = panel.split_at_mut(parts.blocks * parts.codes);
+    let (scales, supers) = rest.split_at_mut(parts.blocks * parts.scales);
     let per_file_block = dtype.block_len() / BLOCK;
-    let places = codes.chunks_exact_mut(layout.codes).zip(scales.chunks_exact_mut(layout.scales));
+    let places = codes.chunks_exact_mut(parts.codes).zip(scales.chunks_exact_mut(parts.scales));
     for (i, (codes, scales)) in places.enumerate() {
         let block = &row[i / per_file_block * dtype.block_bytes()..][..dtype.block_bytes()];
         pack_block(dtype, block, i % per_file_block, Place { codes, scales, lane });
     }
-    if layout.sup > 0 {
+    if parts.sup > 0 {
         let blocks = row.chunks_exact(dtype.block_bytes());
-        for (block, sup) in blocks.zip(supers.chunks_exact_mut(layout.sup)) {
+        for (block, sup) in blocks.zip(supers.chunks_exact_mut(parts.sup)) {
             let mut place = Place { codes: &mut [], scales: sup, lane };
             match dtype {
                 DType::Q6K => place.f16(0, &block[208..210]),

@@ -61,10 +61,21 @@ impl Case {
     }
 
     fn product(&self, cpu: &Cpu, x: MatRef, epilogue: Epilogue, out: &mut [f32]) {
+        self.product_of(Layout::Panels, cpu, x, epilogue, out);
+    }
+
+    fn product_of(
+        &self,
+        layout: Layout,
+        cpu: &Cpu,
+        x: MatRef,
+        epilogue: Epilogue,
+        out: &mut [f32],
+    ) {
         let w = WeightRef::new(self.dtype, self.rows, self.cols, &self.data);
         let mut packed = vec![0; packed_bytes(self.dtype, self.rows, self.cols).unwrap()];
-        pack(cpu, w, &mut packed);
-        let w = PackedRef::new(self.dtype, self.rows, self.cols, &packed);
+        pack(cpu, w, layout, &mut packed);
+        let w = PackedRef::new(self.dtype, self.rows, self.cols, layout, &packed);
         let (mut q8, mut bf16) = (Q8Rows::default(), Bf16Rows::default());
         q8.quantize(cpu, x);
         bf16.round(cpu, x);
@@ -226,6 +237,76 @@ fn the_largest_bytes_do_not_overflow() {
                     assert!(error <= 2e-6 * size, "{isa} {dtype} {byte}: {got} {want}");
                 }
             }
+        }
+    }
+}
+
+/// Values of which about the share `density` is not zero.
+fn sparse(n: usize, seed: u64, density: f32) -> Vec<f32> {
+    let keep = values(n, seed + 1);
+    values(n, seed)
+        .iter()
+        .zip(keep)
+        .map(|(v, k)| if k.abs() < density { *v } else { 0.0 })
+        .collect()
+}
+
+#[test]
+fn columns_have_the_bits_of_panels() {
+    for dtype in [DType::Q4_0, DType::Iq4Nl, DType::Q8_0, DType::Q4K] {
+        // Strips: one of a band, one that is short, one whole and one more.
+        for (n, k) in [(128, 256), (384, 512), (1152, 768)] {
+            let case = Case::new(dtype, n, k);
+            assert_eq!(Layout::of_sparse_inputs(dtype, n), Layout::Columns);
+            for (t, density) in
+                [(1, 0.0), (1, 0.1), (1, 1.0), (2, 0.5), (5, 0.03), (9, 0.3), (27, 0.2)]
+            {
+                let mut x = sparse(t * k, 11, density);
+                // Rows of zeros, and one that is not finite.
+                x[..k / 2].fill(0.0);
+                if t == 9 {
+                    x[4 * k + 7] = f32::INFINITY;
+                }
+                let (x, old) = (MatRef::new(&x, k), values(t * n, 6));
+                for isa in Isa::available() {
+                    for (threads, epilogue) in [(1, Epilogue::Add), (3, Epilogue::Store)] {
+                        let cpu = Cpu::new(isa, threads);
+                        let run = |layout| {
+                            let mut out = old.clone();
+                            case.product_of(layout, &cpu, x, epilogue, &mut out);
+                            out
+                        };
+                        let what = format!("{isa} {dtype} {t}×{n}×{k} {density}");
+                        assert_same_bits(&run(Layout::Columns), &run(Layout::Panels), &what);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn columns_are_for_whole_bands_of_formats_that_have_them() {
+    assert_eq!(Layout::of_sparse_inputs(DType::Q4_0, 127), Layout::Panels);
+    assert_eq!(Layout::of_sparse_inputs(DType::Q4_0, 0), Layout::Panels);
+    assert_eq!(Layout::of_sparse_inputs(DType::Bf16, 128), Layout::Panels);
+    assert_eq!(Layout::of_sparse_inputs(DType::Q6K, 128), Layout::Panels);
+}
+
+/// Zero inputs cost nothing: what their columns hold does not matter, unless a scale is not finite.
+#[test]
+fn columns_of_zero_inputs_are_not_read_into_sums() {
+    let (n, k) = (128, 64);
+    let case = Case::new(DType::Q8_0, n, k);
+    let mut x = vec![0.0; k];
+    (x[3], x[40]) = (1.0, -2.0);
+    for isa in Isa::available() {
+        let cpu = Cpu::new(isa, 1);
+        let mut out = vec![0.0; n];
+        case.product_of(Layout::Columns, &cpu, MatRef::new(&x, k), Epilogue::Store, &mut out);
+        let want = case.naive(MatRef::new(&x, k));
+        for (got, (want, size)) in out.iter().zip(&want) {
+            assert!((f64::from(*got) - want).abs() <= 2e-6 * size, "{isa}: {got} {want}");
         }
     }
 }
