@@ -1,5 +1,7 @@
 //! Speed of the packed matrix product by number of rows, as shares of the machine's limits:
 //! `cargo run --release -p hybra-kernels --example gemm -- [FORMAT] [N K]`.
+//! THREADS (2), T (only so many rows), ROUNDS and DENSITY (layout by columns, share of inputs that
+//! are not zero) are read from the environment.
 
 use hybra_kernels::dtype::{DType, WeightRef};
 use hybra_kernels::ops::packed::{Epilogue, Layout, PackedRef, Rows, matmul, pack, packed_bytes};
@@ -38,6 +40,7 @@ fn main() {
         })
         .collect();
     println!("{name} {n}x{k}, {threads} threads, {}, peak {:.0} GOP/s", cpu.isa(), peak / 1e9);
+    let rounds: Option<usize> = std::env::var("ROUNDS").ok().map(|r| r.parse().expect("a number"));
     let only: Option<usize> = std::env::var("T").ok().and_then(|t| t.parse().ok());
     let all = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 512];
     for t in all.into_iter().filter(|t| only.is_none_or(|o| o == *t)) {
@@ -55,9 +58,7 @@ fn main() {
         let mut out = vec![0.0; t * n];
         let mut best = f64::INFINITY;
         let mut times = Vec::new();
-        for i in
-            0..std::env::var("ROUNDS").map_or(8.max(2 * copies), |r| r.parse().expect("a number"))
-        {
+        for i in 0..rounds.unwrap_or(8.max(2 * copies)) {
             let w = PackedRef::new(dtype, n, k, layout, &packed[i % copies]);
             let start = Instant::now();
             matmul(&cpu, rows, w, MatMut::new(&mut out, n), Epilogue::Store);

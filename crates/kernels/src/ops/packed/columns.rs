@@ -42,8 +42,10 @@ const PANELS: usize = BAND / ROWS;
 const LINE: usize = 64;
 /// Blocks of a stretch.
 const STRETCH: usize = 8;
-/// Up to so many rows of activations skip columns. For more, panels are put together again.
+/// Up to so many rows of activations skip columns; for more, putting panels together again is faster.
 const FEW_ROWS: usize = 16;
+/// The same where vectors are shorter than a line.
+const FEW_ROWS_OF_SHORT_VECTORS: usize = 6;
 /// Most bands of sums that a part of several rows keeps at hand.
 const MOST_SUMS: usize = 96;
 
@@ -121,7 +123,9 @@ impl<'a> Stretch<'a> {
 
 /// As [`super::matmul`].
 pub(super) fn matmul(cpu: &Cpu, x: &Q8Rows, w: PackedRef, out: MatMut, epilogue: Epilogue) {
-    let (isa, few) = (cpu.isa(), x.rows() <= FEW_ROWS);
+    let isa = cpu.isa();
+    let few_rows = if isa >= Isa::Avx512 { FEW_ROWS } else { FEW_ROWS_OF_SHORT_VECTORS };
+    let few = x.rows() <= few_rows;
     let bands = match few {
         true => bands_of_part(w.rows / BAND, cpu.pool().threads()).min(MOST_SUMS / x.rows()),
         false => 1,

@@ -59,7 +59,7 @@ struct Segment<'a, F> {
 /// A block: where its columns lie that are multiplied, and what with.
 struct Block<'a> {
     codes: &'a [u8],
-    /// Scales of all panels of the strip.
+    /// Scales of all panels.
     scales: &'a [u8],
     supers: &'a [u8],
     /// Where the columns begin, in fours; the last four is filled up with inputs of zero.
