@@ -79,32 +79,16 @@ impl Q8Rows {
         self.cols
     }
 
-    /// Blocks of a row.
-    pub(crate) fn blocks(&self) -> usize {
-        self.cols.div_ceil(BLOCK)
-    }
-
-    /// The bytes of all rows, one after the other.
-    #[inline(always)]
-    pub(crate) fn words(&self) -> &[u32] {
-        &self.words[line_start(&self.words)..][..self.rows * self.blocks() * WORDS]
-    }
-
-    /// d and d Σ q of the blocks of all rows.
-    pub(crate) fn factors(&self) -> &[[f32; 2]] {
-        &self.factors[..self.rows * self.blocks()]
-    }
-
-    /// The parts of row `r`.
-    #[inline(always)]
-    pub(crate) fn row(&self, r: usize) -> Q8Row<'_> {
-        let blocks = self.blocks();
-        let at = r * blocks..(r + 1) * blocks;
-        Q8Row {
-            words: &self.words()[at.start * WORDS..at.end * WORDS],
-            factors: &self.factors[at.clone()],
-            half_offsets: &self.half_offsets[at.start * 2..at.end * 2],
-            offsets: &self.offsets[at],
+    /// All rows.
+    pub(crate) fn view(&self) -> Q8View<'_> {
+        let blocks = self.rows * self.cols.div_ceil(BLOCK);
+        Q8View {
+            rows: self.rows,
+            blocks: self.cols.div_ceil(BLOCK),
+            words: &self.words[line_start(&self.words)..][..blocks * WORDS],
+            factors: &self.factors[..blocks],
+            offsets: &self.offsets[..blocks],
+            half_offsets: &self.half_offsets[..2 * blocks],
         }
     }
 
@@ -120,6 +104,43 @@ fn grow<T: Copy + Default>(buffer: &mut Vec<T>, len: usize) {
     if buffer.len() < len {
         buffer.reserve_exact(len - buffer.len());
         buffer.resize(len, T::default());
+    }
+}
+
+/// Some rows that follow each other; see [`Q8Rows`].
+#[derive(Clone, Copy)]
+pub(crate) struct Q8View<'a> {
+    pub(crate) rows: usize,
+    /// Blocks of a row.
+    pub(crate) blocks: usize,
+    /// The bytes of all rows, one after the other.
+    pub(crate) words: &'a [u32],
+    /// d and d Σ q of the blocks of all rows.
+    pub(crate) factors: &'a [[f32; 2]],
+    offsets: &'a [i32],
+    half_offsets: &'a [i32],
+}
+
+impl<'a> Q8View<'a> {
+    /// Row `r`.
+    #[inline(always)]
+    pub(crate) fn row(&self, r: usize) -> Q8Row<'a> {
+        let Q8View { words, factors, offsets, half_offsets, .. } = self.rows_at(r, 1);
+        Q8Row { words, factors, offsets, half_offsets }
+    }
+
+    /// The rows `from .. from + rows`.
+    #[inline(always)]
+    pub(crate) fn rows_at(&self, from: usize, rows: usize) -> Self {
+        let at = from * self.blocks..(from + rows) * self.blocks;
+        Self {
+            rows,
+            blocks: self.blocks,
+            words: &self.words[at.start * WORDS..at.end * WORDS],
+            factors: &self.factors[at.clone()],
+            half_offsets: &self.half_offsets[at.start * 2..at.end * 2],
+            offsets: &self.offsets[at],
+        }
     }
 }
 
@@ -303,7 +324,7 @@ mod tests {
             let q = quantized(cpu, x);
             let mut out = Vec::new();
             for r in 0..rows {
-                let row = q.row(r);
+                let row = q.view().row(r);
                 let bytes: &[i8] = bytemuck::cast_slice(row.words);
                 assert_eq!(bytes.len(), 96);
                 for (b, bytes) in bytes.chunks(BLOCK).enumerate() {
@@ -344,7 +365,7 @@ mod tests {
         let x: Vec<f32> = (0..32).map(|i| (i - 16) as f32 * 1e-39).collect();
         on_every_cpu(|cpu| {
             let q = quantized(cpu, MatRef::new(&x, 32));
-            let row = q.row(0);
+            let row = q.view().row(0);
             assert!(row.words.iter().all(|w| *w == 0), "{:x?}", row.words);
             assert_eq!((row.factors[0][1], row.offsets), (0.0, &[0][..]));
             vec![row.factors[0][0]]

@@ -9,7 +9,7 @@ use super::format::{Format, GROUP_BYTES, GROUPS, Panel, ROWS, Scales};
 use super::{Epilogue, finish};
 use crate::arch::tiles::{BYTE_ROWS, ByteRows, ByteSums, ByteTiles, Tiles, WidePair};
 use crate::buffer::{MatMut, on_line};
-use crate::ops::q8_rows::{Q8Rows, WORDS};
+use crate::ops::q8_rows::{Q8View, WORDS};
 use crate::simd::Simd;
 
 /// Fewer rows are faster without the unit.
@@ -23,7 +23,7 @@ pub(crate) fn unit<S: Simd, F: Format>(tiles: Option<Tiles>, rows: usize) -> Opt
 
 /// Two panels against all rows of activations.
 pub(crate) struct Pair<'a> {
-    pub(crate) x: &'a Q8Rows,
+    pub(crate) x: Q8View<'a>,
     pub(crate) panels: [Panel<'a>; 2],
     /// The panels' columns of the output, from the first one on.
     pub(crate) out: MatMut<'a>,
@@ -36,7 +36,7 @@ impl Pair<'_> {
     #[inline(always)]
     pub(crate) fn run<S: Simd, F: Format>(self, s: S, unit: Tiles) {
         let Self { x, panels, mut out, epilogue, scratch } = self;
-        let blocks = x.blocks();
+        let blocks = x.blocks;
         let block_bytes = WidePair::block_bytes(F::MIN);
         let words = on_line(scratch, blocks * block_bytes / 4);
         let wide: &mut [u8] = bytemuck::cast_slice_mut(words);
@@ -47,11 +47,11 @@ impl Pair<'_> {
         let mut unit = ByteTiles::new(unit);
         let mut sums = ByteSums([[[0.0; ROWS]; 2]; BYTE_ROWS]);
         let mut done = 0;
-        while done < x.rows() {
+        while done < x.rows {
             // The last rows are computed with some that are done already.
-            let t = done.min(x.rows() - BYTE_ROWS);
-            let bytes = bytemuck::cast_slice(&x.words()[t * blocks * WORDS..]);
-            let factors = &x.factors()[t * blocks..];
+            let t = done.min(x.rows - BYTE_ROWS);
+            let bytes = bytemuck::cast_slice(&x.words[t * blocks * WORDS..]);
+            let factors = &x.factors[t * blocks..];
             unit.multiply(ByteRows { bytes, factors }, b, &mut sums);
             for (m, sums) in sums.0.iter().enumerate().skip(done - t) {
                 let row = out.row_mut(t + m).chunks_mut(ROWS);

@@ -29,7 +29,7 @@ use super::{Epilogue, PackedRef, SCRATCH, Scratch, WithFormat, format};
 use crate::arch::tiles::Tiles;
 use crate::buffer::MatMut;
 use crate::dtype::DType;
-use crate::ops::q8_rows::{BLOCK, Q8Rows, WORDS};
+use crate::ops::q8_rows::{BLOCK, Q8View, WORDS};
 use crate::simd::dispatch;
 use crate::{Cpu, Isa};
 use std::marker::PhantomData;
@@ -46,6 +46,9 @@ const STRETCH: usize = 8;
 const FEW_ROWS: usize = 16;
 /// The same where vectors are shorter than a line.
 const FEW_ROWS_OF_SHORT_VECTORS: usize = 6;
+/// Parts of a product with many rows for each thread, at least, and the fewest rows of one.
+const PARTS_OF_THREAD: usize = 4;
+const LEAST_ROWS: usize = 64;
 /// Most bands of sums that a part of several rows keeps at hand.
 const MOST_SUMS: usize = 96;
 
@@ -122,18 +125,21 @@ impl<'a> Stretch<'a> {
 }
 
 /// As [`super::matmul`].
-pub(super) fn matmul(cpu: &Cpu, x: &Q8Rows, w: PackedRef, out: MatMut, epilogue: Epilogue) {
-    let isa = cpu.isa();
+pub(super) fn matmul(cpu: &Cpu, x: Q8View, w: PackedRef, out: MatMut, epilogue: Epilogue) {
+    let (isa, threads, of) = (cpu.isa(), cpu.pool().threads(), w.rows / BAND);
     let few_rows = if isa >= Isa::Avx512 { FEW_ROWS } else { FEW_ROWS_OF_SHORT_VECTORS };
-    let few = x.rows() <= few_rows;
-    let bands = match few {
-        true => bands_of_part(w.rows / BAND, cpu.pool().threads()).min(MOST_SUMS / x.rows()),
-        false => 1,
+    let few = x.rows <= few_rows;
+    let (bands, height) = match few {
+        true => (bands_of_part(of, threads).min(MOST_SUMS / x.rows), x.rows),
+        // Many threads have few bands each, and share the rows of activations.
+        false => (1, x.rows.div_ceil((PARTS_OF_THREAD * threads).div_ceil(of)).max(LEAST_ROWS)),
     };
-    let operations = x.rows() * w.rows * w.cols / 4;
-    cpu.pool().for_parts_sized(operations, out.column_panels(bands * BAND), |i, out| {
+    let across = of.div_ceil(bands);
+    let operations = x.rows * w.rows * w.cols / 4;
+    cpu.pool().for_parts_sized(operations, out.tiles(height, bands * BAND), |i, out| {
+        let x = x.rows_at(i / across * height, out.rows());
         SCRATCH.with_borrow_mut(|scratch| {
-            let (data, of, first) = (w.data, w.rows / BAND, i * bands);
+            let (data, first) = (w.data, i % across * bands);
             let part = Part { x, data, of, first, out, epilogue, scratch };
             with_format(w.dtype, Op { isa, few, part });
         });
@@ -142,9 +148,9 @@ pub(super) fn matmul(cpu: &Cpu, x: &Q8Rows, w: PackedRef, out: MatMut, epilogue:
 
 /// A bit for every column of block `b` of which some row has a nonzero input.
 #[inline(always)]
-fn nonzero(x: &Q8Rows, b: usize) -> u32 {
+fn nonzero(x: Q8View, b: usize) -> u32 {
     let mut any = [0; WORDS];
-    for row in x.words().chunks_exact(x.blocks() * WORDS) {
+    for row in x.words.chunks_exact(x.blocks * WORDS) {
         for (any, word) in any.iter_mut().zip(&row[b * WORDS..(b + 1) * WORDS]) {
             *any |= word;
         }
@@ -160,7 +166,7 @@ fn nonzero(x: &Q8Rows, b: usize) -> u32 {
 
 /// Some bands of a matrix against all rows of activations.
 struct Part<'a> {
-    x: &'a Q8Rows,
+    x: Q8View<'a>,
     /// The whole matrix, and its bands.
     data: &'a [u8],
     of: usize,

@@ -16,7 +16,7 @@ use super::format::{Format, GROUPS, Panel, ROWS, Wide, panel_bytes, widen};
 use super::{Epilogue, Scratch, byte_tiles, finish};
 use crate::arch::tiles::Tiles;
 use crate::buffer::MatMut;
-use crate::ops::q8_rows::{Q8Row, Q8Rows, WORDS};
+use crate::ops::q8_rows::{Q8Row, Q8View, WORDS};
 use crate::ops::tile::even_share;
 use crate::simd::{Simd, WithSimd, array};
 use std::marker::PhantomData;
@@ -31,7 +31,7 @@ const CACHE_LINE: usize = 64;
 
 /// Some panels against all rows of activations.
 pub(crate) struct Panels<'a, F> {
-    pub(crate) x: &'a Q8Rows,
+    pub(crate) x: Q8View<'a>,
     /// The panels' bytes.
     pub(crate) data: &'a [u8],
     /// The panels' columns of the output.
@@ -50,11 +50,11 @@ impl<F: Format> WithSimd for Panels<'_, F> {
     fn run<S: Simd>(mut self, s: S) {
         // Panels of a tile: two where a vector is a panel, else one.
         let step = if S::LANES == ROWS { 2 } else { 1 };
-        let blocks = self.x.blocks();
+        let blocks = self.x.blocks;
         let bytes = panel_bytes::<F>(blocks);
         let count = self.data.len() / bytes;
-        let unit = byte_tiles::unit::<S, F>(self.tiles, self.x.rows());
-        let widen_first = self.x.rows() >= F::WIDEN_ROWS;
+        let unit = byte_tiles::unit::<S, F>(self.tiles, self.x.rows);
+        let widen_first = self.x.rows >= F::WIDEN_ROWS;
         let wide_bytes = panel_bytes::<Wide<F>>(blocks);
         if unit.is_none() && widen_first && self.scratch.wide.len() < step * wide_bytes {
             self.scratch.wide.resize(step * wide_bytes, 0);
@@ -106,7 +106,7 @@ impl<F: Format> WithSimd for Panels<'_, F> {
 #[inline(always)]
 fn rows<S: Simd, F: Format>(
     s: S,
-    x: &Q8Rows,
+    x: Q8View,
     panels: [Panel; 2],
     next: &[u8],
     count: usize,
@@ -123,10 +123,10 @@ fn rows<S: Simd, F: Format>(
         4 => 3,
         _ => 1,
     };
-    let mut shares = shares(next, x.rows().div_ceil(most));
+    let mut shares = shares(next, x.rows.div_ceil(most));
     let mut t = 0;
-    while t < x.rows() {
-        let height = even_share(x.rows() - t, most);
+    while t < x.rows {
+        let height = even_share(x.rows - t, most);
         let ahead = shares.next().unwrap_or_default();
         let mut at = Tile { x, panels, ahead, t, col, end, epilogue, out: out.reborrow() };
         // The tests on `most` are constant: the code of larger tiles is left out.
@@ -151,7 +151,7 @@ fn shares(next: &[u8], passes: usize) -> std::slice::Chunks<'_, u8> {
 }
 
 struct Tile<'a> {
-    x: &'a Q8Rows,
+    x: Q8View<'a>,
     panels: [Panel<'a>; 2],
     /// What a later tile reads.
     ahead: &'a [u8],
@@ -195,7 +195,7 @@ impl Tile<'_> {
             let row = row + v * S::LANES;
             Vector { panel: &self.panels[row / ROWS], row: row % ROWS }
         });
-        let acc = products::<S, F, M, V>(s, x, w, self.ahead, self.x.blocks());
+        let acc = products::<S, F, M, V>(s, x, w, self.ahead, self.x.blocks);
         for (m, acc) in acc.iter().enumerate() {
             let out = self.out.row_mut(self.t + m);
             for (v, acc) in acc.iter().enumerate() {

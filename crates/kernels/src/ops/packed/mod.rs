@@ -22,7 +22,7 @@ pub use pack::{pack, packed_bytes};
 use crate::arch::tiles::Tiles;
 use crate::buffer::MatMut;
 use crate::dtype::DType;
-use crate::ops::q8_rows::{BLOCK, Bf16Rows, Q8Rows};
+use crate::ops::q8_rows::{BLOCK, Bf16Rows, Q8Rows, Q8View};
 use crate::simd::{Simd, dispatch, dispatch_bf16};
 use crate::{Cpu, Isa};
 use format::{Format, ROWS, panel_bytes};
@@ -137,7 +137,7 @@ pub fn matmul(cpu: &Cpu, x: Rows, w: PackedRef, out: MatMut, epilogue: Epilogue)
         return;
     }
     if let (Layout::Columns, Rows::Q8(x)) = (w.layout, x) {
-        return columns::matmul(cpu, x, w, out, epilogue);
+        return columns::matmul(cpu, x.view(), w, out, epilogue);
     }
     let panels = w.rows.div_ceil(ROWS);
     let bytes = w.data.len() / panels;
@@ -167,7 +167,7 @@ fn part(
 ) {
     match x {
         Rows::Q8(x) => {
-            let op = Part { isa, x, data, out, epilogue, scratch };
+            let op = Part { isa, x: x.view(), data, out, epilogue, scratch };
             with_format(dtype, op).unwrap_or_else(|_| panic!("{dtype} does not take int8 rows"));
         }
         Rows::Bf16(x) => {
@@ -183,7 +183,7 @@ fn part(
 
 struct Part<'a> {
     isa: Isa,
-    x: &'a Q8Rows,
+    x: Q8View<'a>,
     data: &'a [u8],
     out: MatMut<'a>,
     epilogue: Epilogue,

@@ -285,6 +285,24 @@ fn columns_have_the_bits_of_panels() {
     }
 }
 
+/// Threads that outnumber the bands share the rows of activations.
+#[test]
+fn many_threads_share_many_rows() {
+    let (t, n, k) = (200, 256, 256);
+    let case = Case::new(DType::Q4_0, n, k);
+    let x = values(t * k, 11);
+    let x = MatRef::new(&x, k);
+    for isa in Isa::available() {
+        let run = |layout, threads| {
+            let mut out = vec![0.0; t * n];
+            case.product_of(layout, &Cpu::new(isa, threads), x, Epilogue::Store, &mut out);
+            out
+        };
+        let what = isa.to_string();
+        assert_same_bits(&run(Layout::Columns, 5), &run(Layout::Panels, 1), &what);
+    }
+}
+
 #[test]
 fn columns_are_for_whole_bands_of_formats_that_have_them() {
     assert_eq!(Layout::of_sparse_inputs(DType::Q4_0, 127), Layout::Panels);

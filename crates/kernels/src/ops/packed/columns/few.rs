@@ -11,7 +11,7 @@ use crate::buffer::{MatMut, on_line};
 use crate::ops::packed::finish;
 use crate::ops::packed::format::{Format, Panel, ROWS};
 use crate::ops::packed::kernel::{fetch, start};
-use crate::ops::q8_rows::{BLOCK, Q8Rows, WORDS};
+use crate::ops::q8_rows::{BLOCK, Q8View, WORDS};
 use crate::ops::tile::even_share;
 use crate::simd::{Simd, WithSimd, array};
 use std::marker::PhantomData;
@@ -33,7 +33,7 @@ impl<F: Format> WithSimd for Few<'_, F> {
     fn run<S: Simd>(self, s: S) {
         let Part { x, data, of, first, mut out, epilogue, scratch } = self.part;
         let width = out.cols();
-        let sums = on_line(&mut scratch.sums, x.rows() * width);
+        let sums = on_line(&mut scratch.sums, x.rows * width);
         sums.fill(0.0);
         let bands = first..first + width / BAND;
         let segment = Segment { x, data, of, bands, format: PhantomData::<F> };
@@ -49,7 +49,7 @@ impl<F: Format> WithSimd for Few<'_, F> {
 
 /// Some bands of a matrix.
 struct Segment<'a, F> {
-    x: &'a Q8Rows,
+    x: Q8View<'a>,
     data: &'a [u8],
     of: usize,
     bands: Range<usize>,
@@ -76,7 +76,7 @@ impl<F: Format> Segment<'_, F> {
     /// Adds the products of all blocks to `sums`, `[rows of x, rows of the segment]`.
     #[inline(always)]
     fn add<S: Simd>(&self, s: S, mut sums: MatMut) {
-        let blocks = self.x.blocks();
+        let blocks = self.x.blocks;
         for b in 0..AHEAD.min(blocks) {
             let mut mask = nonzero(self.x, b);
             (0..self.bands.len()).for_each(|share| self.fetch(s, b, &mut mask, share));
@@ -101,8 +101,8 @@ impl<F: Format> Segment<'_, F> {
         let most = if S::LANES == ROWS { 5 } else { 3 };
         for vector in 0..ROWS / S::LANES {
             let mut at = At { band, half: 0, vector, t: 0 };
-            while at.t < self.x.rows() {
-                let height = even_share(self.x.rows() - at.t, most);
+            while at.t < self.x.rows {
+                let height = even_share(self.x.rows - at.t, most);
                 // The tests on the lanes are constant.
                 match height {
                     5 if S::LANES == ROWS => self.halves::<S, 5>(s, block, at, sums),
@@ -132,7 +132,7 @@ impl<F: Format> Segment<'_, F> {
     /// The stretch of block `b`, and which of its blocks that is.
     #[inline(always)]
     fn stretch(&self, b: usize) -> (Stretch<'_>, usize) {
-        (Stretch::of::<F>(self.data, self.of, self.x.blocks(), b / STRETCH), b % STRETCH)
+        (Stretch::of::<F>(self.data, self.of, self.x.blocks, b / STRETCH), b % STRETCH)
     }
 
     /// Block `b`.
@@ -152,7 +152,7 @@ impl<F: Format> Segment<'_, F> {
             offsets: [0; FEW_ROWS],
         };
         let stride = stretch.column_bytes::<F>();
-        let all = self.x.words().chunks_exact(self.x.blocks() * WORDS);
+        let all = self.x.words.chunks_exact(self.x.blocks * WORDS);
         let own =
             |row: &[u32]| <[u32; WORDS]>::try_from(&row[b * WORDS..][..WORDS]).expect("words");
         let mut x = [[0; WORDS]; FEW_ROWS];
@@ -170,7 +170,7 @@ impl<F: Format> Segment<'_, F> {
         for i in 0..4 * block.fours {
             if mask != 0 {
                 last = mask.trailing_zeros() as usize;
-                for t in 0..self.x.rows() {
+                for t in 0..self.x.rows {
                     let byte = x[t][last / 4] >> (8 * (last % 4)) & 0xff;
                     block.words[t][i / 4] |= byte << (8 * (i % 4));
                 }

@@ -23,7 +23,7 @@ impl<F: Format> WithSimd for Many<'_, F> {
     fn run<S: Simd>(self, s: S) {
         let Self { part, tiles, format } = self;
         let Part { x, data, of, first, out, epilogue, scratch } = part;
-        let blocks = x.blocks();
+        let blocks = x.blocks;
         let mut band = std::mem::take(&mut scratch.band);
         let panels = sized(&mut band, PANELS * panel_bytes::<F>(blocks));
         for index in 0..blocks.div_ceil(STRETCH) {
