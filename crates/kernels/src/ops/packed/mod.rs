@@ -45,7 +45,7 @@ pub enum Epilogue {
 pub enum Layout {
     /// Panels of 16 rows.
     Panels,
-    /// By columns, for inputs that are mostly zero; see [`columns`](self).
+    /// By columns, for inputs that are mostly zero (`docs/gemm.md`).
     Columns,
 }
 
@@ -55,6 +55,11 @@ impl Layout {
     #[must_use]
     pub fn of_sparse_inputs(dtype: DType, rows: usize) -> Self {
         if columns::suits(dtype, rows) { Self::Columns } else { Self::Panels }
+    }
+
+    fn check(self, dtype: DType, rows: usize) {
+        let fits = self == Self::Panels || columns::suits(dtype, rows);
+        assert!(fits, "{dtype} of {rows} rows by columns");
     }
 }
 
@@ -72,10 +77,11 @@ impl<'a> PackedRef<'a> {
     /// A view of what [`pack`] wrote.
     ///
     /// # Panics
-    /// If the length is not [`packed_bytes`].
+    /// If the length is not [`packed_bytes`], or the layout not one of the matrix.
     #[must_use]
     pub fn new(dtype: DType, rows: usize, cols: usize, layout: Layout, data: &'a [u8]) -> Self {
         assert_eq!(Some(data.len()), packed_bytes(dtype, rows, cols), "{dtype} {rows}×{cols}");
+        layout.check(dtype, rows);
         Self { dtype, rows, cols, layout, data }
     }
 }

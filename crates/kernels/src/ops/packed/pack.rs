@@ -22,6 +22,7 @@ pub fn packed_bytes(dtype: DType, rows: usize, cols: usize) -> Option<usize> {
 pub fn pack(cpu: &Cpu, w: WeightRef, layout: Layout, out: &mut [u8]) {
     let (dtype, rows, cols) = (w.dtype(), w.rows(), w.cols());
     assert_eq!(Some(out.len()), packed_bytes(dtype, rows, cols), "{dtype} {rows}×{cols}");
+    layout.check(dtype, rows);
     if rows == 0 || cols == 0 {
         return;
     }
