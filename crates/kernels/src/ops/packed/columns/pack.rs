@@ -43,9 +43,7 @@ fn pack_stretch<F: Format>(w: WeightRef, cols: std::ops::Range<usize>, out: &mut
         let column = bands * band_bytes::<F>();
         for (b, to) in codes.chunks_exact_mut(BLOCK * column).enumerate() {
             let from = all.map(|panel| &panel.codes[b * F::CODES..(b + 1) * F::CODES]);
-            for (c, to) in to.chunks_exact_mut(column).enumerate() {
-                column_of_band::<F>(from, c, &mut to[band * band_bytes::<F>()..]);
-            }
+            block_of_band::<F>(from, &mut to[band * band_bytes::<F>()..], column);
         }
         for (p, panel) in all.iter().enumerate() {
             let at = band * PANELS + p;
@@ -58,19 +56,39 @@ fn pack_stretch<F: Format>(w: WeightRef, cols: std::ops::Range<usize>, out: &mut
     }
 }
 
-/// Column `c` of a block, from the block's codes in each panel of a band.
-fn column_of_band<F: Format>(panels: [&[u8]; PANELS], c: usize, to: &mut [u8]) {
-    for at in 0..LINE {
-        let (v, row) = (at / 4 % 4, at / 16 * 4 + at % 4);
-        if halves_of_bytes::<F>() {
-            // A byte of a panel holds columns j and j + 16.
-            let from = c % 16 / 4 * GROUP_BYTES + 4 * row + c % 4;
-            let half = |panel: &[u8]| panel[from] >> (c / 16 * 4) & 15;
-            to[at] = half(panels[v]) | half(panels[v + 4]) << 4;
-        } else {
-            let from = c / 4 * GROUP_BYTES + 4 * row + c % 4;
-            to[at] = panels[v][from];
-            to[LINE + at] = panels[v + 4][from];
+/// The columns of a block, `stride` bytes from one to the next, from its codes in each panel of a band.
+fn block_of_band<F: Format>(panels: [&[u8]; PANELS], to: &mut [u8], stride: usize) {
+    const LOW: u32 = 0x0f0f_0f0f;
+    for v in 0..4 {
+        for group in 0..F::CODES / GROUP_BYTES {
+            for fourth in 0..4 {
+                // Of four rows: words of four columns each.
+                let from = group * GROUP_BYTES + 16 * fourth;
+                let words = |panel: &[u8]| -> [u32; 4] {
+                    let word = |i| panel[from + 4 * i..][..4].try_into().expect("four bytes");
+                    std::array::from_fn(|i| u32::from_le_bytes(word(i)))
+                };
+                let (a, b) = (words(panels[v]), words(panels[v + 4]));
+                let at = 4 * group * stride + 16 * fourth + 4 * v;
+                if halves_of_bytes::<F>() {
+                    // A byte of a panel holds columns j and j + 16.
+                    let low = |i: usize| a[i] & LOW | (b[i] & LOW) << 4;
+                    let high = |i: usize| a[i] >> 4 & LOW | b[i] & !LOW;
+                    put(std::array::from_fn(low), &mut to[at..], stride);
+                    put(std::array::from_fn(high), &mut to[16 * stride + at..], stride);
+                } else {
+                    put(a, &mut to[at..], stride);
+                    put(b, &mut to[at + LINE..], stride);
+                }
+            }
         }
+    }
+}
+
+/// Byte c of four words to column c.
+fn put(words: [u32; 4], to: &mut [u8], stride: usize) {
+    for c in 0..4 {
+        let bytes = words.map(|word| (word >> (8 * c)) as u8);
+        to[c * stride..][..4].copy_from_slice(&bytes);
     }
 }
