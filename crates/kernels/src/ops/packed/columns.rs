@@ -15,8 +15,6 @@
 //!
 //! Invariant: products have the bits of the panels' ([`super::kernel`]): a skipped column adds an
 //! exact zero to an integer sum, and the sums are scaled and added up in the same order.
-//!
-//! [`Simd::interleave`]: crate::simd::Simd::interleave
 
 mod few;
 mod many;
@@ -30,7 +28,7 @@ use crate::arch::tiles::Tiles;
 use crate::buffer::MatMut;
 use crate::dtype::DType;
 use crate::ops::q8_rows::{BLOCK, Q8View, WORDS};
-use crate::simd::dispatch;
+use crate::simd::{Simd, dispatch};
 use crate::{Cpu, Isa};
 use std::marker::PhantomData;
 
@@ -121,6 +119,15 @@ impl<'a> Stretch<'a> {
     fn scales<F: Format>(&self, b: usize) -> &'a [u8] {
         let bytes = self.bands * PANELS * F::SCALES;
         &self.scales[b * bytes..(b + 1) * bytes]
+    }
+}
+
+/// Panel and first row of result `v` of interleaving vector `vector` of lines.
+#[inline(always)]
+fn place<S: Simd>(vector: usize, v: usize) -> (usize, usize) {
+    match S::LANES {
+        1 => (vector % 4, vector / 4 * 4 + v),
+        lanes => (v, vector * lanes),
     }
 }
 

@@ -4,9 +4,8 @@
 //! What is read next is known: the lines of the columns that a later block needs are fetched while
 //! those before are multiplied, exactly these.
 
-use super::many::place;
 use super::{BAND, FEW_ROWS, LINE, PANELS, Part, STRETCH, Stretch};
-use super::{band_bytes, halves_of_bytes, nonzero};
+use super::{band_bytes, halves_of_bytes, nonzero, place};
 use crate::buffer::{MatMut, on_line};
 use crate::ops::packed::finish;
 use crate::ops::packed::format::{Format, Panel, ROWS};

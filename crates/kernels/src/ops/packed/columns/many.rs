@@ -1,7 +1,7 @@
 //! More rows of activations: bands of a matrix by columns become panels again, in a scratch of their
 //! thread, and these are multiplied as ever. The more rows, the less that costs.
 
-use super::{LINE, PANELS, Part, STRETCH, Stretch, band_bytes, halves_of_bytes};
+use super::{LINE, PANELS, Part, STRETCH, Stretch, band_bytes, halves_of_bytes, place};
 use crate::arch::tiles::Tiles;
 use crate::buffer::on_line;
 use crate::ops::packed::format::{Format, GROUP_BYTES, GROUPS, ROWS, panel_bytes};
@@ -25,7 +25,9 @@ impl<F: Format> WithSimd for Many<'_, F> {
         let Part { x, data, of, first, out, epilogue, scratch } = part;
         let blocks = x.blocks;
         let mut band = std::mem::take(&mut scratch.band);
-        let panels = sized(&mut band, PANELS * panel_bytes::<F>(blocks));
+        // On a line: every vector that crossed one would take twice as long.
+        let words = on_line(&mut band, PANELS * panel_bytes::<F>(blocks) / 4);
+        let panels: &mut [u8] = bytemuck::cast_slice_mut(words);
         for index in 0..blocks.div_ceil(STRETCH) {
             if (index + 1) * STRETCH < blocks {
                 fetch_band::<S, F>(s, &Stretch::of::<F>(data, of, blocks, index + 1), first);
@@ -36,11 +38,6 @@ impl<F: Format> WithSimd for Many<'_, F> {
         Panels { x, data: panels, out, epilogue, scratch, tiles, format }.run(s);
         scratch.band = band;
     }
-}
-
-/// Bytes that begin with a cache line: every vector that crossed one would take twice as long.
-fn sized(buffer: &mut Vec<u32>, len: usize) -> &mut [u8] {
-    bytemuck::cast_slice_mut(on_line(buffer, len / 4))
 }
 
 /// Asks for a band of a stretch.
@@ -141,14 +138,5 @@ impl Columns<'_> {
         let at = self.at + line * LINE + vector * 4 * S::LANES;
         let columns = &self.codes[4 * group * self.stride..(4 * group + 4) * self.stride];
         s.interleave(array!(4, c => s.load_i(&columns[c * self.stride + at..])))
-    }
-}
-
-/// Panel and first row of result `v` of interleaving vector `vector` of lines.
-#[inline(always)]
-pub(super) fn place<S: Simd>(vector: usize, v: usize) -> (usize, usize) {
-    match S::LANES {
-        1 => (vector % 4, vector / 4 * 4 + v),
-        lanes => (v, vector * lanes),
     }
 }
