@@ -41,9 +41,10 @@ medians and extremes of the rounds are printed.
 
 Columns: `memory` is the bytes of weights, recurrent state and KV cache that the
 tokens need, over the measured bandwidth; `f32` and `int8` are two operations per
-weight, over the measured arithmetic (on a GPU `bf16`, of tensor cores). Weights that
-a step leaves out, those of hidden units that are zero, count in both. Rows that the time does not allow are
-skipped and named. Peak memory leaves out the buffer that measures bandwidth.
+weight, over the measured arithmetic (on a GPU `bf16`, of tensor cores). Weights
+that a step leaves out, those of hidden units that are zero, count in both. Rows
+that the time does not allow are skipped and named. Peak memory leaves out the
+buffer that measures bandwidth.
 
 --compare measures MODEL and OTHER over whole runs, integrated from samples, and
 projects both to two GPUs; docs/bench.md tells how.
