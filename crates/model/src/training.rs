@@ -16,17 +16,21 @@ mod backward;
 mod block;
 mod mlp;
 mod packed_batch;
+mod read_rows;
 mod views;
 
 pub use packed_batch::{PackedBatch, Signals, SoftLabels};
 
+use crate::activations::sized;
 use crate::config::Config;
+use crate::layer::LayerConfig;
 use crate::parameters::Layout;
 use block::{Pass, Saved};
 use hybra_kernels::ops::embedding::{embedding, embedding_backward};
 use hybra_kernels::ops::gemm::gemm;
 use hybra_kernels::ops::rms_norm::{rms_norm, rms_norm_backward};
 use hybra_kernels::{Cpu, DType, MatMut, MatRef, WeightRef};
+use read_rows::ReadRows;
 use serde::{Deserialize, Serialize};
 use views::Views;
 
@@ -64,7 +68,9 @@ pub struct Trainable {
 #[derive(Default)]
 pub struct Tape {
     blocks: Vec<Saved>,
-    /// Residual stream after the last block, `[T, h]`.
+    /// The rows that the loss reads, unless that are all.
+    read: Option<ReadRows>,
+    /// Residual stream after the last block, of the rows that are read.
     hidden: Vec<f32>,
     /// After the final norm, `[T, h]`: the input of the output head.
     normed: Vec<f32>,
@@ -72,7 +78,7 @@ pub struct Tape {
 }
 
 impl Tape {
-    /// The rows that the output head reads, `[T, h]`.
+    /// The rows that the output head reads, `[T, h]`; 0 where it was said to read none.
     #[must_use]
     pub fn normed(&self) -> &[f32] {
         &self.normed
@@ -140,24 +146,39 @@ impl Trainable {
         Views::of(&self.config, &self.layout, parameters)
     }
 
-    /// Runs the documents and leaves the head's input in `tape`.
+    /// Runs the documents and leaves the head's input in `tape`: that of the tokens with a weight,
+    /// `[T]`. What only the others' output needs, behind the last block in which tokens meet, is not
+    /// computed.
     ///
     /// # Panics
-    /// If a token is outside the vocabulary or `parameters` has another length than the layout.
-    pub fn forward(&self, cpu: &Cpu, parameters: &[f32], batch: &PackedBatch, tape: &mut Tape) {
+    /// If a token is outside the vocabulary or a length disagrees.
+    pub fn forward(
+        &self,
+        cpu: &Cpu,
+        parameters: &[f32],
+        batch: &PackedBatch,
+        weights: &[f32],
+        tape: &mut Tape,
+    ) {
         let (h, tokens, views) =
             (self.config.hidden_size, batch.tokens.len(), self.views(parameters));
         assert_eq!(batch.documents.iter().sum::<usize>(), tokens, "lengths of the documents");
-        tape.hidden.resize(tokens * h, 0.0);
-        tape.normed.resize(tokens * h, 0.0);
-        tape.blocks.resize_with(self.config.layers.len(), Saved::default);
-        let Tape { blocks, hidden, scratch, .. } = tape;
-        blocks.iter_mut().for_each(|saved| saved.x.resize(tokens * h, 0.0));
+        assert_eq!(weights.len(), tokens, "a weight for each token");
+        let meeting = self.last_meeting();
+        tape.read = meeting.and_then(|_| ReadRows::new(&batch.documents, weights));
+        let Tape { blocks, read, hidden, normed, scratch } = tape;
+        let num_read = read.as_ref().map_or(tokens, ReadRows::len);
+        hidden.resize(num_read * h, 0.0);
+        blocks.resize_with(self.config.layers.len(), Saved::default);
+        for (layer, saved) in blocks.iter_mut().enumerate() {
+            let rows = if Some(layer) > meeting { num_read } else { tokens };
+            saved.x.resize(rows * h, 0.0);
+        }
         let first = blocks.first_mut().map_or(&mut *hidden, |saved| &mut saved.x);
         let table = stored(views.embedding, h);
         embedding(cpu, table, &batch.tokens, MatMut::new(first, h));
-        let pass = self.pass(cpu, batch);
         for (layer, block) in views.blocks.iter().enumerate() {
+            let pass = self.pass(cpu, batch, read.as_ref(), layer);
             let (done, rest) = blocks.split_at_mut(layer + 1);
             let saved = &mut done[layer];
             let next = rest.first_mut().map_or(&mut *hidden, |saved| &mut saved.x);
@@ -172,8 +193,19 @@ impl Trainable {
                 }
             }
         }
-        let x = MatRef::new(&tape.hidden, h);
-        rms_norm(cpu, x, views.final_norm, pass.eps, MatMut::new(&mut tape.normed, h));
+        normed.resize(tokens * h, 0.0);
+        let x = MatRef::new(hidden, h);
+        let norm = |out: &mut [f32]| {
+            rms_norm(cpu, x, views.final_norm, self.config.norm_eps, MatMut::new(out, h));
+        };
+        match read {
+            Some(rows) => {
+                let out = sized(&mut scratch.out, num_read * h);
+                norm(out);
+                rows.scatter(out, h, normed);
+            }
+            None => norm(normed),
+        }
     }
 
     /// Adds the gradients of all parameters but the head's to `gradient`, given that of
@@ -193,44 +225,58 @@ impl Trainable {
         let h = self.config.hidden_size;
         let views = self.views(parameters);
         let mut g = Views::of_mut(&self.config, &self.layout, gradient);
-        let pass = self.pass(cpu, batch);
-        let mut d = std::mem::take(&mut tape.scratch.dhidden);
+        let Tape { blocks, read, hidden, scratch, .. } = tape;
+        let mut d = std::mem::take(&mut scratch.dhidden);
         d.clear();
-        d.resize(tape.hidden.len(), 0.0);
-        let (x, dout) = (MatRef::new(&tape.hidden, h), MatRef::new(dnormed, h));
-        let dx = MatMut::new(&mut d, h);
-        rms_norm_backward(cpu, x, views.final_norm, pass.eps, dout, dx, g.final_norm);
+        d.resize(hidden.len(), 0.0);
+        let dout = match read {
+            Some(rows) => rows.gather(dnormed, h, &mut scratch.out),
+            None => dnormed,
+        };
+        let (x, dout, dx) = (MatRef::new(hidden, h), MatRef::new(dout, h), MatMut::new(&mut d, h));
+        let eps = self.config.norm_eps;
+        rms_norm_backward(cpu, x, views.final_norm, eps, dout, dx, g.final_norm);
         for (layer, block) in views.blocks.iter().enumerate().rev() {
-            let saved = &mut tape.blocks[layer];
+            let pass = self.pass(cpu, batch, read.as_ref(), layer);
+            let (saved, g) = (&mut blocks[layer], &mut g.blocks[layer]);
             if self.keep == Keep::Inputs {
-                let mut again = std::mem::take(&mut tape.scratch.again);
+                let mut again = std::mem::take(&mut scratch.again);
                 std::mem::swap(&mut again.x, &mut saved.x);
                 // Its output is not needed: it goes over the last block's, which has been read.
-                pass.forward(layer, block, &mut again, &mut tape.hidden, &mut tape.scratch);
-                pass.backward(
-                    layer,
-                    block,
-                    &again,
-                    &mut g.blocks[layer],
-                    &mut d,
-                    &mut tape.scratch,
-                );
+                hidden.resize(d.len(), 0.0);
+                pass.forward(layer, block, &mut again, hidden, scratch);
+                pass.backward(layer, block, &again, g, &mut d, scratch);
                 std::mem::swap(&mut again.x, &mut saved.x);
-                tape.scratch.again = again;
+                scratch.again = again;
             } else {
-                pass.backward(layer, block, saved, &mut g.blocks[layer], &mut d, &mut tape.scratch);
+                pass.backward(layer, block, saved, g, &mut d, scratch);
             }
         }
         let dtable = MatMut::new(g.embedding, h);
         embedding_backward(cpu, &batch.tokens, MatRef::new(&d, h), dtable);
-        tape.scratch.dhidden = d;
+        scratch.dhidden = d;
     }
 
-    fn pass<'a>(&'a self, cpu: &'a Cpu, batch: &'a PackedBatch) -> Pass<'a> {
-        let (config, documents, precision) = (&self.config, &batch.documents, self.precision);
+    /// The last block in which tokens meet.
+    fn last_meeting(&self) -> Option<usize> {
+        self.config.layers.iter().rposition(|layer| !matches!(layer, LayerConfig::Mlp(_)))
+    }
+
+    fn pass<'a>(
+        &'a self,
+        cpu: &'a Cpu,
+        batch: &'a PackedBatch,
+        read: Option<&'a ReadRows>,
+        layer: usize,
+    ) -> Pass<'a> {
+        let (config, precision) = (&self.config, self.precision);
         let prompts = batch.signals.as_ref().map(|signals| &signals.prompts[..]);
-        assert!(prompts.is_none_or(|p| p.len() == documents.len()), "a prompt in each document");
-        Pass { cpu, config, documents, prompts, eps: config.norm_eps, precision }
+        let of_each = prompts.is_none_or(|p| p.len() == batch.documents.len());
+        assert!(of_each, "a prompt in each document");
+        let behind = read.filter(|_| Some(layer) > self.last_meeting());
+        let documents = behind.map_or(&batch.documents, |rows| &rows.documents);
+        let read = read.filter(|_| Some(layer) == self.last_meeting());
+        Pass { cpu, config, documents, prompts, read, eps: config.norm_eps, precision }
     }
 }
 

@@ -37,7 +37,7 @@ impl Objective for CrossEntropy {
         gradient: &mut [f32],
     ) -> LossSums {
         let (model, tape) = (&self.model, &mut self.tape);
-        model.forward(cpu, parameters, batch, tape);
+        model.forward(cpu, parameters, batch, &batch.weights, tape);
         let h = model.config().hidden_size;
         self.dnormed.resize(tape.normed().len(), 0.0);
         self.logprobs.clear();

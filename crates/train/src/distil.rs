@@ -127,14 +127,14 @@ impl Objective for Distillation {
         scale: f32,
         gradient: &mut [f32],
     ) -> LossSums {
-        let student = &self.student;
+        let (student, weights) = (&self.student, self.config.weights(batch));
         if let (Some(teacher), None) = (&self.teacher, &batch.soft_labels) {
-            teacher.model.forward(cpu, &teacher.parameters, batch, &mut self.teacher_tape);
+            let tape = &mut self.teacher_tape;
+            teacher.model.forward(cpu, &teacher.parameters, batch, &weights, tape);
         }
-        student.forward(cpu, parameters, batch, &mut self.tape);
+        student.forward(cpu, parameters, batch, &weights, &mut self.tape);
         let h = student.config().hidden_size;
         self.dnormed.resize(self.tape.normed().len(), 0.0);
-        let weights = self.config.weights(batch);
         let g = HeadGradients {
             x: MatMut::new(&mut self.dnormed, h),
             w: student.head_gradient(gradient),
@@ -187,10 +187,10 @@ pub fn divergence(
         tokens: CountedTokens::All,
     };
     for batch in batches {
-        for (side, tape) in [student, teacher].into_iter().zip(&mut tapes) {
-            side.model.forward(cpu, &side.parameters, batch, tape);
-        }
         let weights = batch.followed();
+        for (side, tape) in [student, teacher].into_iter().zip(&mut tapes) {
+            side.model.forward(cpu, &side.parameters, batch, &weights, tape);
+        }
         let (side, teacher) = (of(student, &tapes[0]), logits(of(teacher, &tapes[1])));
         total += kl(cpu, side, teacher, options(&config, &weights, 1.0), &mut losses, None);
         tokens += sum(&weights);

@@ -132,7 +132,7 @@ impl Dpo {
         let Some(Weighted { model, parameters }) = &self.reference else {
             return batch.reference.clone().expect("a batch with what the reference said");
         };
-        model.forward(cpu, parameters, batch, &mut self.reference_tape);
+        model.forward(cpu, parameters, batch, &batch.weights, &mut self.reference_tape);
         logprobs(cpu, model, parameters, batch, &self.reference_tape)
     }
 
@@ -191,7 +191,7 @@ impl Objective for Dpo {
     ) -> LossSums {
         let reference = self.of_reference(cpu, batch);
         let (model, tape) = (&self.model, &mut self.tape);
-        model.forward(cpu, parameters, batch, tape);
+        model.forward(cpu, parameters, batch, &batch.weights, tape);
         let policy = logprobs(cpu, model, parameters, batch, tape);
         let answers = answers(batch, &policy, &reference);
         let mut weights = vec![0.0; policy.len()];

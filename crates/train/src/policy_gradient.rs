@@ -113,10 +113,10 @@ impl Objective for PolicyGradient {
         let (model, tape) = (&self.model, &mut self.tape);
         let reference = self.reference.as_ref().map(|reference| {
             let Weighted { model, parameters } = reference;
-            model.forward(cpu, parameters, batch, &mut self.reference_tape);
+            model.forward(cpu, parameters, batch, &batch.weights, &mut self.reference_tape);
             sampled_logprobs(cpu, model, parameters, batch, &self.reference_tape)
         });
-        model.forward(cpu, parameters, batch, tape);
+        model.forward(cpu, parameters, batch, &batch.weights, tape);
         let now = sampled_logprobs(cpu, model, parameters, batch, tape);
         let mut weights = vec![0.0; now.len()];
         let (mut loss, mut count) = (0.0, 0.0);

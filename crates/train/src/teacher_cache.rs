@@ -148,7 +148,7 @@ fn top_k(
     /// Rows of logits at a time.
     const ROWS: usize = 64;
     let (k, model) = (manifest.top_k, &teacher.model);
-    model.forward(cpu, &teacher.parameters, pack, tape);
+    model.forward(cpu, &teacher.parameters, pack, &vec![1.0; pack.tokens.len()], tape);
     let (h, head) = (model.config().hidden_size, model.head(&teacher.parameters));
     let vocab = head.rows();
     let mut labels = SoftLabels { k, ids: Vec::new(), probs: Vec::new() };

@@ -48,7 +48,8 @@ fn batch() -> PackedBatch {
 /// log-probabilities of every row, in f64, by the head's whole matrix.
 fn log_probs(side: &Weighted, batch: &PackedBatch, temperature: f64) -> Vec<Vec<f64>> {
     let mut tape = Tape::default();
-    side.model.forward(&cpu(), &side.parameters, batch, &mut tape);
+    let all = vec![1.0; batch.tokens.len()];
+    side.model.forward(&cpu(), &side.parameters, batch, &all, &mut tape);
     let (config, head): (&Config, _) = (side.model.config(), side.model.head(&side.parameters));
     let row = |x: &[f32]| {
         let dot = |v| -> f64 {

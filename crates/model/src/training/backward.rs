@@ -20,7 +20,7 @@ impl Pass<'_> {
         block: &Block<&[f32]>,
         saved: &Saved,
         g: &mut Block<&mut [f32]>,
-        d: &mut [f32],
+        d: &mut Vec<f32>,
         scratch: &mut Scratch,
     ) {
         let h = self.config.hidden_size;
@@ -34,8 +34,8 @@ impl Pass<'_> {
             return self.mlp_backward(m, w, saved, g, d, scratch);
         }
         let x = MatRef::new(&saved.x, h);
-        scratch.normed.resize(d.len(), 0.0);
-        scratch.dnormed.resize(d.len(), 0.0);
+        scratch.normed.resize(saved.x.len(), 0.0);
+        scratch.dnormed.resize(saved.x.len(), 0.0);
         rms_norm(self.cpu, x, block.norm, self.eps, MatMut::new(&mut scratch.normed, h));
         match (&self.config.layers[layer], &block.mixer, &mut g.mixer) {
             (LayerConfig::Mamba2(m), Mixer::Mamba2(w), Mixer::Mamba2(g)) => {
@@ -70,19 +70,44 @@ impl Pass<'_> {
         self.product(d, w, MatMut::new(dx, cols), write);
     }
 
+    /// The block's last projection: takes `d` to `scratch.dmix`, `[T, width of mix]`, and makes rows
+    /// of `d` that nobody read, so that it is as long as the block's input.
+    fn last_projection(
+        &self,
+        saved: &Saved,
+        (w, dw): (&[f32], &mut [f32]),
+        d: &mut Vec<f32>,
+        scratch: &mut Scratch,
+    ) {
+        let Scratch { dmix, out, read, .. } = scratch;
+        let width = w.len() / self.config.hidden_size;
+        let dmix = sized(dmix, saved.mix.len());
+        let Some(rows) = self.read else {
+            return self.linear(d, (w, dw), (&saved.mix, width), dmix, Write::Store);
+        };
+        let pass = Pass { documents: &rows.documents, ..*self };
+        let mix = rows.gather(&saved.mix, width, read);
+        let some = sized(out, mix.len());
+        pass.linear(d, (w, dw), (mix, width), some, Write::Store);
+        rows.scatter(some, width, dmix);
+        let some = sized(read, d.len());
+        some.copy_from_slice(d);
+        d.resize(saved.x.len(), 0.0);
+        rows.scatter(some, self.config.hidden_size, d);
+    }
+
     fn mamba2_backward(
         &self,
         m: &Mamba2Config,
         w: &Mamba2<&[f32]>,
         saved: &Saved,
         g: &mut Mamba2<&mut [f32]>,
-        d: &[f32],
+        d: &mut Vec<f32>,
         scratch: &mut Scratch,
     ) {
         let (h, inner, width) = (self.config.hidden_size, m.d_inner(), m.in_proj_rows());
-        let dmix = sized(&mut scratch.dmix, saved.mix.len());
-        let mix = (saved.mix.as_slice(), inner);
-        self.linear(d, (w.out_proj, g.out_proj), mix, dmix, Write::Store);
+        self.last_projection(saved, (w.out_proj, g.out_proj), d, scratch);
+        let dmix = &scratch.dmix[..saved.mix.len()];
         let constants = MixerConstants::new(m, w);
         let params = constants.params(self, m, w);
         let dwide = sized(&mut scratch.dwide, saved.wide.len());
@@ -120,13 +145,13 @@ impl Pass<'_> {
         w: [&[f32]; 4],
         saved: &Saved,
         [gq, gk, gv, go]: [&mut [f32]; 4],
-        d: &[f32],
+        d: &mut Vec<f32>,
         scratch: &mut Scratch,
     ) {
         let (h, q_width, kv_width) = (self.config.hidden_size, a.q_width(), a.kv_width());
-        let tokens = d.len() / h;
-        let dmix = sized(&mut scratch.dmix, tokens * q_width);
-        self.linear(d, (w[3], go), (&saved.mix, q_width), dmix, Write::Store);
+        let tokens = saved.x.len() / h;
+        self.last_projection(saved, (w[3], go), d, scratch);
+        let dmix = &scratch.dmix[..saved.mix.len()];
         let [q, k, v] = split_qkv(a, tokens, &saved.wide);
         let dwide = sized(&mut scratch.dwide, saved.wide.len());
         let (dq, dkv) = dwide.split_at_mut(tokens * q_width);

@@ -1,5 +1,6 @@
 //! One block, forward: `next = x + mixer(rms_norm(x))`, keeping what the way back needs.
 
+use super::read_rows::ReadRows;
 use super::views::{Block, Mamba2, Mixer};
 use super::{Precision, stored};
 use crate::config::Config;
@@ -28,6 +29,8 @@ pub(super) struct Pass<'a> {
     pub(super) documents: &'a [usize],
     /// Lengths of the documents' prompts, if the forward pass is to have an engine's bits.
     pub(super) prompts: Option<&'a [usize]>,
+    /// The rows of the block's output that are read, if tokens meet in it for the last time.
+    pub(super) read: Option<&'a ReadRows>,
     pub(super) eps: f32,
     pub(super) precision: Precision,
 }
@@ -57,6 +60,8 @@ impl Saved {
 pub(super) struct Scratch {
     pub(super) normed: Vec<f32>,
     pub(super) out: Vec<f32>,
+    /// Those of some rows that are read.
+    pub(super) read: Vec<f32>,
     /// Gradients: of the residual stream, of the normed input, of `wide` and of `mix`.
     pub(super) dhidden: Vec<f32>,
     pub(super) dnormed: Vec<f32>,
@@ -74,6 +79,7 @@ impl Scratch {
         let all = [
             &self.normed,
             &self.out,
+            &self.read,
             &self.dhidden,
             &self.dnormed,
             &self.dwide,
@@ -127,7 +133,8 @@ impl MixerConstants {
 }
 
 impl Pass<'_> {
-    /// Writes the next block's input, as long as `saved.x`, and keeps what the way back needs.
+    /// Writes the next block's input, for every row or those that are read, and keeps what the way
+    /// back needs.
     pub(super) fn forward(
         &self,
         layer: usize,
@@ -142,18 +149,33 @@ impl Pass<'_> {
         {
             return self.mlp(m, [block.norm, up_proj, down_proj], saved, next, scratch);
         }
-        scratch.normed.resize(next.len(), 0.0);
+        scratch.normed.resize(saved.x.len(), 0.0);
         let normed = MatMut::new(&mut scratch.normed, h);
         rms_norm(self.cpu, MatRef::new(&saved.x, h), block.norm, self.eps, normed);
-        match (&self.config.layers[layer], &block.mixer) {
-            (LayerConfig::Mamba2(m), Mixer::Mamba2(w)) => self.mamba2(m, w, saved, scratch),
+        let last = match (&self.config.layers[layer], &block.mixer) {
+            (LayerConfig::Mamba2(m), Mixer::Mamba2(w)) => {
+                self.mamba2(m, w, saved, scratch);
+                w.out_proj
+            }
             (LayerConfig::Attention(a), Mixer::Attention { q_proj, k_proj, v_proj, o_proj }) => {
-                self.attention(a, [q_proj, k_proj, v_proj, o_proj], saved, scratch)
+                self.attention(a, [q_proj, k_proj, v_proj], saved, scratch);
+                o_proj
             }
             _ => unreachable!("the views are made from this configuration"),
-        }
-        let [x, out] = [&saved.x, &scratch.out].map(|v| MatRef::new(v, h));
-        add_of(self.cpu, x, out, MatMut::new(next, h));
+        };
+        let Scratch { out, read, .. } = scratch;
+        let x = match self.read {
+            Some(rows) => {
+                let width = last.len() / h;
+                self.project(rows.gather(&saved.mix, width, read), width, last, out);
+                &*rows.gather(&saved.x, h, read)
+            }
+            None => {
+                self.project(&saved.mix, last.len() / h, last, out);
+                &saved.x
+            }
+        };
+        add_of(self.cpu, MatRef::new(x, h), MatRef::new(out, h), MatMut::new(next, h));
     }
 
     /// `out (+)= a · b` with the reduction along features.
@@ -216,7 +238,6 @@ impl Pass<'_> {
                 mamba_split_conv1d_scan_kept(self.cpu, &params, wide, documents, kept, out);
             }
         }
-        self.project(&saved.mix, inner, w.out_proj, &mut scratch.out);
     }
 
     /// The mixer between its projections with an engine's bits: the prompts in chunks, then token
@@ -253,7 +274,7 @@ impl Pass<'_> {
     fn attention(
         &self,
         a: &AttentionConfig,
-        [q_proj, k_proj, v_proj, o_proj]: [&[f32]; 4],
+        [q_proj, k_proj, v_proj]: [&[f32]; 3],
         saved: &mut Saved,
         scratch: &mut Scratch,
     ) {
@@ -285,7 +306,6 @@ impl Pass<'_> {
         saved.mix.resize(tokens * q_width, 0.0);
         let out = MatMut::new(&mut saved.mix, q_width);
         attention(self.cpu, q, caches.len(), segment, a.num_heads, out);
-        self.project(&saved.mix, q_width, o_proj, &mut scratch.out);
     }
 }
 

@@ -64,7 +64,7 @@ impl PairBatches {
                 pair.push_to(&mut batch);
                 count += 1;
             }
-            model.forward(&reader.cpu, parameters, &batch, &mut tape);
+            model.forward(&reader.cpu, parameters, &batch, &batch.weights, &mut tape);
             said.extend(logprobs(&reader.cpu, model, parameters, &batch, &tape));
             (reader.progress)(count, own.len());
             rest = &rest[count..];
