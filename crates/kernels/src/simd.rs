@@ -1,7 +1,7 @@
 //! One trait for vectors of f32, implemented by a zero-size token per instruction set.
 //!
-//! Contract: a token exists only where the CPU has its features. Every method is inlined into the
-//! body that [`dispatch`] compiles for the instruction set. Slices are bounds-checked.
+//! Contract: a token exists only where the CPU has its features. Every method but `vectorize` is
+//! inlined into the body that is compiled for the instruction set. Slices are bounds-checked.
 //! A vector has [`Simd::LANES`] lanes; `fma(a, b, c)` is `a·b + c` with one rounding, except on
 //! `scalar`, where it rounds twice.
 
@@ -35,6 +35,8 @@ pub trait Simd: Copy + Send + Sync + 'static {
     /// `LANES` i32, or `4 · LANES` bytes.
     type I: Copy;
 
+    /// Runs `op` in a function of its own, compiled with the features.
+    fn vectorize<O: WithSimd>(self, op: O) -> O::Output;
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::V;
     /// The first `LANES` values of `s`; panics if there are fewer.
@@ -270,7 +272,7 @@ pub trait WithSimd {
 /// If this machine lacks `isa`.
 pub fn dispatch<O: WithSimd>(isa: Isa, op: O) -> O::Output {
     match isa {
-        Isa::Scalar => op.run(crate::arch::scalar::Scalar),
+        Isa::Scalar => crate::arch::scalar::Scalar.vectorize(op),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx2 => crate::arch::x86_64::Avx2::new().expect("AVX2 and FMA").vectorize(op),
         #[cfg(target_arch = "x86_64")]

@@ -15,11 +15,6 @@ impl Neon {
     pub fn new() -> Option<Self> {
         Some(Self(()))
     }
-
-    /// Runs `op` in a function compiled with the features.
-    pub fn vectorize<O: WithSimd>(self, op: O) -> O::Output {
-        op.run(self)
-    }
 }
 
 impl Simd for Neon {
@@ -28,6 +23,10 @@ impl Simd for Neon {
     type V = float32x4_t;
     type I = uint8x16_t;
 
+    #[inline(never)]
+    fn vectorize<O: WithSimd>(self, op: O) -> O::Output {
+        op.run(self)
+    }
     #[inline(always)]
     fn splat(self, x: f32) -> float32x4_t {
         // SAFETY: NEON is present on AArch64.

@@ -1,6 +1,6 @@
 //! The instruction set that exists everywhere: one lane, plain Rust.
 
-use crate::simd::Simd;
+use crate::simd::{Simd, WithSimd};
 
 /// Token of the scalar implementation.
 #[derive(Clone, Copy)]
@@ -12,6 +12,10 @@ impl Simd for Scalar {
     type V = f32;
     type I = u32;
 
+    #[inline(never)]
+    fn vectorize<O: WithSimd>(self, op: O) -> O::Output {
+        op.run(self)
+    }
     #[inline(always)]
     fn splat(self, x: f32) -> f32 {
         x

@@ -77,7 +77,7 @@ impl WithSimd for Panel<'_> {
         for k in (0..self.w.cols()).step_by(BLOCK_K) {
             let len = BLOCK_K.min(self.w.cols() - k);
             self.decode_block(k, len);
-            if S::REGISTERS >= 32 {
+            if const { S::REGISTERS >= 32 } {
                 self.rows::<S, 6>(s, k, len);
             } else {
                 self.rows::<S, 3>(s, k, len);
@@ -111,7 +111,7 @@ impl Panel<'_> {
         }
         while t < self.x.rows() {
             // One row: more rows of w at a time, to hide the latency of the additions.
-            if S::REGISTERS >= 32 {
+            if const { S::REGISTERS >= 32 } {
                 self.columns::<S, 1, 8>(s, t, k, len);
             } else {
                 self.columns::<S, 1, 4>(s, t, k, len);

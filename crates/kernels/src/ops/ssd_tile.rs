@@ -80,6 +80,11 @@ pub(crate) trait Tiled {
     fn tile<S: Simd, const R: usize, const V: usize>(&mut self, s: S, row: usize, col: usize);
 }
 
+/// Vectors of a tile: sums, a row of the right operand and one value must fit into the registers.
+const fn most_vectors(registers: usize) -> usize {
+    if registers >= 32 { 5 } else { 3 }
+}
+
 /// Covers the rows and `vectors` vectors of columns with tiles.
 #[inline(always)]
 pub(crate) fn cover<S: Simd, T: Tiled>(
@@ -88,16 +93,19 @@ pub(crate) fn cover<S: Simd, T: Tiled>(
     rows: std::ops::Range<usize>,
     vectors: usize,
 ) {
-    // Sums, a row of the right operand and one value must fit into the registers.
-    let most = if S::REGISTERS >= 32 { 5 } else { 3 };
+    let most = most_vectors(S::REGISTERS);
     let mut done = 0;
     while done < vectors {
         let width = even_share(vectors - done, most);
         let col = done * S::LANES;
-        // The tests on `most` are constant: the code of larger tiles is left out.
+        // Constants, so that nothing is compiled of tiles that are too large.
         match width {
-            5 if most >= 5 => column::<S, T, 5>(s, op, rows.clone(), col),
-            4 if most >= 4 => column::<S, T, 4>(s, op, rows.clone(), col),
+            5 if const { most_vectors(S::REGISTERS) >= 5 } => {
+                column::<S, T, 5>(s, op, rows.clone(), col)
+            }
+            4 if const { most_vectors(S::REGISTERS) >= 4 } => {
+                column::<S, T, 4>(s, op, rows.clone(), col)
+            }
             3 => column::<S, T, 3>(s, op, rows.clone(), col),
             2 => column::<S, T, 2>(s, op, rows.clone(), col),
             _ => column::<S, T, 1>(s, op, rows.clone(), col),

@@ -4,7 +4,7 @@
 //! `acc[r, c] += Σ_k a[r, k] · b[k, c]`, one fused multiply-add per product, k ascending. The
 //! order does not depend on R and V, so an output's bits do not depend on the tile it fell in.
 
-use crate::simd::{Simd, array};
+use crate::simd::{Simd, WithSimd, array};
 
 /// A value that widens to f32 when it is loaded.
 pub(crate) trait Element: Copy + Send + Sync + 'static {
@@ -77,15 +77,37 @@ pub(crate) fn cover<S: Simd, T: Tiled>(
     while done < vectors {
         let width = even_share(vectors - done, most);
         let col = done * S::LANES;
-        // The tests on `most` are constant: the code of larger tiles is left out.
+        // Constants, so that nothing is compiled of tiles that are too large.
         match width {
-            4 if most >= 4 => strip::<S, T, 4>(s, op, rows.clone(), col),
-            3 if most >= 3 => strip::<S, T, 3>(s, op, rows.clone(), col),
+            4 if const { S::REGISTERS >= 4 * 8 } => strip::<S, T, 4>(s, op, rows.clone(), col),
+            3 if const { S::REGISTERS >= 3 * 8 } => strip::<S, T, 3>(s, op, rows.clone(), col),
             2 => strip::<S, T, 2>(s, op, rows.clone(), col),
             _ => strip::<S, T, 1>(s, op, rows.clone(), col),
         }
         done += width;
     }
+}
+
+/// [`cover`] in a function of its own: one that holds all of an op takes a compiler far longer than
+/// its parts.
+pub(crate) struct Cover<'a, T> {
+    pub(crate) op: &'a mut T,
+    pub(crate) rows: std::ops::Range<usize>,
+    pub(crate) cols: usize,
+}
+
+impl<T: Tiled> WithSimd for Cover<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        cover(s, self.op, self.rows, self.cols.div_ceil(S::LANES));
+    }
+}
+
+/// Rows of a tile; without vectors, where nothing is fast, few, for there is less code.
+const fn most_rows(lanes: usize) -> usize {
+    if lanes > 1 { MAX_ROWS } else { 2 }
 }
 
 /// Tiles of V vectors below each other: what they read of the right operand stays in the first cache.
@@ -98,14 +120,14 @@ fn strip<S: Simd, T: Tiled, const V: usize>(
 ) {
     let mut row = rows.start;
     while row < rows.end {
-        let height = even_share(rows.end - row, MAX_ROWS);
+        let height = even_share(rows.end - row, most_rows(S::LANES));
         match height {
             1 => op.tile::<S, 1, V>(s, row, col),
-            2 => op.tile::<S, 2, V>(s, row, col),
-            3 => op.tile::<S, 3, V>(s, row, col),
-            4 => op.tile::<S, 4, V>(s, row, col),
-            5 => op.tile::<S, 5, V>(s, row, col),
-            _ => op.tile::<S, MAX_ROWS, V>(s, row, col),
+            6 if const { most_rows(S::LANES) >= 6 } => op.tile::<S, 6, V>(s, row, col),
+            5 if const { most_rows(S::LANES) >= 6 } => op.tile::<S, 5, V>(s, row, col),
+            4 if const { most_rows(S::LANES) >= 6 } => op.tile::<S, 4, V>(s, row, col),
+            3 if const { most_rows(S::LANES) >= 6 } => op.tile::<S, 3, V>(s, row, col),
+            _ => op.tile::<S, 2, V>(s, row, col),
         }
         row += height;
     }
@@ -120,7 +142,7 @@ pub(crate) fn even_share(left: usize, most: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::simd::{WithSimd, dispatch};
+    use crate::simd::dispatch;
     use crate::{Isa, ops::testing::values};
 
     struct Product<'a> {
@@ -145,17 +167,6 @@ mod tests {
         }
     }
 
-    struct Cover<'a>(Product<'a>, usize);
-
-    impl WithSimd for Cover<'_> {
-        type Output = ();
-        #[inline(always)]
-        fn run<S: Simd>(mut self, s: S) {
-            let vectors = self.0.stride / S::LANES;
-            cover(s, &mut self.0, 0..self.1, vectors);
-        }
-    }
-
     #[test]
     fn every_number_of_rows_and_vectors_is_covered() {
         for isa in Isa::available() {
@@ -164,8 +175,8 @@ mod tests {
                     let len = 9;
                     let (a, b) = (values(rows * len, 1), values(len * stride, 2));
                     let mut out = vec![f32::NAN; rows * stride];
-                    let product = Product { a: &a, b: &b, len, stride, out: &mut out };
-                    dispatch(isa, Cover(product, rows));
+                    let mut product = Product { a: &a, b: &b, len, stride, out: &mut out };
+                    dispatch(isa, Cover { op: &mut product, rows: 0..rows, cols: stride });
                     for (i, got) in out.iter().enumerate() {
                         let (r, c) = (i / stride, i % stride);
                         let want: f32 = (0..len).map(|k| a[r * len + k] * b[k * stride + c]).sum();

@@ -19,16 +19,6 @@ impl Avx2 {
             && is_x86_feature_detected!("f16c");
         found.then_some(Self(()))
     }
-
-    /// Runs `op` in a function compiled with the features.
-    pub fn vectorize<O: WithSimd>(self, op: O) -> O::Output {
-        #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]
-        fn inner<O: WithSimd>(s: Avx2, op: O) -> O::Output {
-            op.run(s)
-        }
-        // SAFETY: the token proves AVX2, FMA and F16C; the bit-manipulation sets come with AVX2.
-        unsafe { inner(self, op) }
-    }
 }
 
 impl Simd for Avx2 {
@@ -39,6 +29,15 @@ impl Simd for Avx2 {
     type V = __m256;
     type I = __m256i;
 
+    fn vectorize<O: WithSimd>(self, op: O) -> O::Output {
+        #[target_feature(enable = "avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt")]
+        #[inline(never)]
+        fn inner<O: WithSimd>(s: Avx2, op: O) -> O::Output {
+            op.run(s)
+        }
+        // SAFETY: the token proves AVX2, FMA and F16C; the bit-manipulation sets come with AVX2.
+        unsafe { inner(self, op) }
+    }
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {
         // SAFETY: the token proves the features.

@@ -72,40 +72,31 @@ impl<const BF16: bool> Avx512<BF16> {
     }
 }
 
-impl Avx512<false> {
-    /// Runs `op` in a function compiled with the features.
-    pub fn vectorize<O: WithSimd>(self, op: O) -> O::Output {
-        #[target_feature(
-            enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt"
-        )]
-        fn inner<O: WithSimd>(s: Avx512, op: O) -> O::Output {
-            op.run(s)
-        }
-        // SAFETY: the token proves AVX-512, FMA and F16C; the bit-manipulation sets come with it.
-        unsafe { inner(self, op) }
-    }
-}
-
-impl Avx512<true> {
-    /// Runs `op` in a function compiled with the features.
-    pub fn vectorize<O: WithSimd>(self, op: O) -> O::Output {
-        #[target_feature(
-            enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt"
-        )]
-        fn inner<O: WithSimd>(s: Avx512<true>, op: O) -> O::Output {
-            op.run(s)
-        }
-        // SAFETY: the token proves AVX-512, BF16, FMA and F16C; bit manipulation comes with it.
-        unsafe { inner(self, op) }
-    }
-}
-
 impl<const BF16: bool> Simd for Avx512<BF16> {
     const LANES: usize = 16;
     const REGISTERS: usize = 32;
     type V = __m512;
     type I = __m512i;
 
+    fn vectorize<O: WithSimd>(self, op: O) -> O::Output {
+        #[target_feature(
+            enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt"
+        )]
+        #[inline(never)]
+        fn inner<O: WithSimd, const BF16: bool>(s: Avx512<BF16>, op: O) -> O::Output {
+            op.run(s)
+        }
+        #[target_feature(
+            enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512bf16,avx2,fma,f16c,bmi1,bmi2,lzcnt,popcnt"
+        )]
+        #[inline(never)]
+        fn with_bf16<O: WithSimd, const BF16: bool>(s: Avx512<BF16>, op: O) -> O::Output {
+            op.run(s)
+        }
+        // SAFETY: the token proves AVX-512, FMA and F16C, and BF16 where it says so; the
+        // bit-manipulation sets come with them.
+        unsafe { if const { BF16 } { with_bf16(self, op) } else { inner(self, op) } }
+    }
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
         // SAFETY: the token proves the features.

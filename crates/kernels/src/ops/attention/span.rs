@@ -10,7 +10,7 @@
 
 use crate::buffer::{MatMut, MatRef};
 use crate::ops::kv_block::{BLOCK, Block, HeadBlock, Stored, value_stride};
-use crate::ops::tile::{Element, MAX_ROWS, Tiled, accumulate, cover, even_share};
+use crate::ops::tile::{Cover, Element, MAX_ROWS, Tiled, accumulate, even_share};
 use crate::simd::{Simd, array};
 use std::ops::Range;
 use std::sync::Arc;
@@ -182,8 +182,8 @@ impl Queries<'_> {
         let seen: [usize; MAX_ROWS] =
             array!(MAX_ROWS, r => (self.start + (from + r) / self.group + 1 - at).min(BLOCK));
         let q = &self.q[from * self.dim..(from + height) * self.dim];
-        let vectors = seen[height - 1].div_ceil(S::LANES);
-        cover(s, &mut Scores { q, block, dim: self.dim, scores }, 0..height, vectors);
+        let op = &mut Scores { q, block, dim: self.dim, scores };
+        s.vectorize(Cover { op, rows: 0..height, cols: seen[height - 1] });
         let mut scale = [0.0; MAX_ROWS];
         for r in 0..height {
             let (max, norm) = (&mut out.max[from + r], &mut out.norm[from + r]);
@@ -191,8 +191,8 @@ impl Queries<'_> {
         }
         let stride = out.stride;
         let sums = &mut out.sums[from * stride..(from + height) * stride];
-        let mut output = Output { scores, values: block.values, sums, scale, seen, stride };
-        cover(s, &mut output, 0..height, self.dim.div_ceil(S::LANES));
+        let op = &mut Output { scores, values: block.values, sums, scale, seen, stride };
+        s.vectorize(Cover { op, rows: 0..height, cols: self.dim });
     }
 }
 

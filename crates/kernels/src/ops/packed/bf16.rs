@@ -38,26 +38,45 @@ impl WithSimd for Panels<'_> {
     }
 }
 
+/// Rows of activations of a tile.
+const fn most_rows(lanes: usize) -> usize {
+    match lanes {
+        ROWS => 12,
+        4 => 5,
+        8 => 4,
+        _ => 1,
+    }
+}
+
 impl Panels<'_> {
     #[inline(always)]
     fn rows<S: Simd>(&mut self, s: S, panels: [&[u8]; 2], count: usize, col: usize) {
-        let most = match S::LANES {
-            ROWS => 12,
-            4 => 5,
-            8 => 4,
-            _ => 1,
-        };
+        let most = most_rows(S::LANES);
         let mut t = 0;
         while t < self.x.rows() {
             let height = even_share(self.x.rows() - t, most);
             match (height, count) {
-                (12, 2) if most >= 12 => self.tile::<S, 12, 2>(s, panels, t, col),
-                (11, 2) if most >= 12 => self.tile::<S, 11, 2>(s, panels, t, col),
-                (10, 2) if most >= 12 => self.tile::<S, 10, 2>(s, panels, t, col),
-                (9, 2) if most >= 12 => self.tile::<S, 9, 2>(s, panels, t, col),
-                (8, 2) if most >= 12 => self.tile::<S, 8, 2>(s, panels, t, col),
-                (7, 2) if most >= 12 => self.tile::<S, 7, 2>(s, panels, t, col),
-                (6, 2) if most >= 12 => self.tile::<S, 6, 2>(s, panels, t, col),
+                (12, 2) if const { most_rows(S::LANES) >= 12 } => {
+                    self.tile::<S, 12, 2>(s, panels, t, col)
+                }
+                (11, 2) if const { most_rows(S::LANES) >= 12 } => {
+                    self.tile::<S, 11, 2>(s, panels, t, col)
+                }
+                (10, 2) if const { most_rows(S::LANES) >= 12 } => {
+                    self.tile::<S, 10, 2>(s, panels, t, col)
+                }
+                (9, 2) if const { most_rows(S::LANES) >= 12 } => {
+                    self.tile::<S, 9, 2>(s, panels, t, col)
+                }
+                (8, 2) if const { most_rows(S::LANES) >= 12 } => {
+                    self.tile::<S, 8, 2>(s, panels, t, col)
+                }
+                (7, 2) if const { most_rows(S::LANES) >= 12 } => {
+                    self.tile::<S, 7, 2>(s, panels, t, col)
+                }
+                (6, 2) if const { most_rows(S::LANES) >= 12 } => {
+                    self.tile::<S, 6, 2>(s, panels, t, col)
+                }
                 (1..6, 2) => self.few::<S, 2>(s, panels, t, height, col),
                 (1..6, _) => self.few::<S, 1>(s, panels, t, height, col),
                 _ => {

@@ -15,10 +15,15 @@ use crate::simd::Simd;
 /// Fewer rows are faster without the unit.
 const MIN_ROWS: usize = 2 * BYTE_ROWS;
 
-/// The unit, where it is worth it for so many rows; formats with two scales per block have sums
-/// that are too short for it.
+/// Whether the unit fits the vectors and the format: with two scales per block the sums are too
+/// short for it.
+pub(crate) const fn fits<S: Simd, F: Format>() -> bool {
+    S::LANES == ROWS && !F::HALVES
+}
+
+/// The unit, where it fits and is worth it for so many rows.
 pub(crate) fn unit<S: Simd, F: Format>(tiles: Option<Tiles>, rows: usize) -> Option<Tiles> {
-    tiles.filter(|_| rows >= MIN_ROWS && S::LANES == ROWS && !F::HALVES)
+    tiles.filter(|_| fits::<S, F>() && rows >= MIN_ROWS)
 }
 
 /// Two panels against all rows of activations.

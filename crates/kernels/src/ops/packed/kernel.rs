@@ -66,7 +66,9 @@ impl<F: Format> WithSimd for Panels<'_, F> {
                 Panel::new::<F>(&self.data[at..at + bytes], blocks)
             };
             let panels = [panel(0), panel(1)];
-            if let Some(unit) = unit {
+            if const { byte_tiles::fits::<S, F>() }
+                && let Some(unit) = unit
+            {
                 let (from, end) = (first * ROWS, ((first + here) * ROWS).min(self.out.cols()));
                 let out = self.out.reborrow().columns(from, end - from);
                 let (x, epilogue, scratch) = (self.x, self.epilogue, &mut self.scratch.words);
@@ -75,7 +77,7 @@ impl<F: Format> WithSimd for Panels<'_, F> {
             }
             let next = &self.data[((first + step) * bytes).min(self.data.len())..];
             let next = &next[..next.len().min(step * bytes)];
-            if widen_first {
+            if const { F::WIDEN_ROWS < usize::MAX } && widen_first {
                 let wide = self.scratch.wide.chunks_exact_mut(wide_bytes);
                 for (panel, to) in panels.iter().zip(wide).take(here) {
                     widen::<S, F>(s, panel, blocks, to);
@@ -102,6 +104,17 @@ impl<F: Format> WithSimd for Panels<'_, F> {
     }
 }
 
+/// Rows of activations of a tile: as many as keep two accumulators each per vector in three quarters
+/// of the registers. With 16 registers more rows were measured faster, though some of their sums
+/// wait in memory.
+const fn most_rows(lanes: usize) -> usize {
+    match lanes {
+        ROWS | 8 => 6,
+        4 => 3,
+        _ => 1,
+    }
+}
+
 /// All rows of activations against one or two panels.
 #[inline(always)]
 fn rows<S: Simd, F: Format>(
@@ -115,27 +128,20 @@ fn rows<S: Simd, F: Format>(
     out: &mut MatMut,
 ) {
     let (col, end) = (first * ROWS, ((first + count) * ROWS).min(out.cols()));
-    // As many rows as keep two accumulators each per vector in three quarters of the registers. With
-    // 16 registers more rows were measured faster, though some of their sums wait in memory.
-    let most = match S::LANES {
-        ROWS => 6,
-        8 => 6,
-        4 => 3,
-        _ => 1,
-    };
+    let most = most_rows(S::LANES);
     let mut shares = shares(next, x.rows.div_ceil(most));
     let mut t = 0;
     while t < x.rows {
         let height = even_share(x.rows - t, most);
         let ahead = shares.next().unwrap_or_default();
         let mut at = Tile { x, panels, ahead, t, col, end, epilogue, out: out.reborrow() };
-        // The tests on `most` are constant: the code of larger tiles is left out.
+        // Constants, so that nothing is compiled of tiles that are too large.
         match height {
-            6 if most >= 6 => at.panels::<S, F, 6>(s, count),
-            5 if most >= 6 => at.panels::<S, F, 5>(s, count),
-            4 if most >= 6 => at.panels::<S, F, 4>(s, count),
-            3 if most >= 3 => at.panels::<S, F, 3>(s, count),
-            2 if most >= 3 => at.panels::<S, F, 2>(s, count),
+            6 if const { most_rows(S::LANES) >= 6 } => at.panels::<S, F, 6>(s, count),
+            5 if const { most_rows(S::LANES) >= 6 } => at.panels::<S, F, 5>(s, count),
+            4 if const { most_rows(S::LANES) >= 6 } => at.panels::<S, F, 4>(s, count),
+            3 if const { most_rows(S::LANES) >= 3 } => at.panels::<S, F, 3>(s, count),
+            2 if const { most_rows(S::LANES) >= 3 } => at.panels::<S, F, 2>(s, count),
             _ => at.panels::<S, F, 1>(s, count),
         }
         t += height;
@@ -172,7 +178,7 @@ impl Tile<'_> {
     fn panels<S: Simd, F: Format, const M: usize>(&mut self, s: S, count: usize) {
         match S::LANES {
             ROWS => self.passes::<S, F, M, 2>(s, 2),
-            8 if M == 1 => self.passes::<S, F, M, 2>(s, count),
+            8 if const { M == 1 } => self.passes::<S, F, M, 2>(s, count),
             8 => self.passes::<S, F, M, 1>(s, count),
             4 => self.passes::<S, F, M, 4>(s, count),
             _ => self.passes::<S, F, M, 16>(s, count),

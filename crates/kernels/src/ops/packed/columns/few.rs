@@ -102,10 +102,10 @@ impl<F: Format> Segment<'_, F> {
             let mut at = At { band, half: 0, vector, t: 0 };
             while at.t < self.x.rows {
                 let height = even_share(self.x.rows - at.t, most);
-                // The tests on the lanes are constant.
+                // Constants, so that nothing is compiled of tiles that are too large.
                 match height {
-                    5 if S::LANES == ROWS => self.halves::<S, 5>(s, block, at, sums),
-                    4 if S::LANES == ROWS => self.halves::<S, 4>(s, block, at, sums),
+                    5 if const { S::LANES == ROWS } => self.halves::<S, 5>(s, block, at, sums),
+                    4 if const { S::LANES == ROWS } => self.halves::<S, 4>(s, block, at, sums),
                     3 => self.tile::<S, 3, 2>(s, block, at, sums),
                     2 => self.tile::<S, 2, 2>(s, block, at, sums),
                     _ => self.tile::<S, 1, 2>(s, block, at, sums),
