@@ -191,19 +191,18 @@ fn ragged_batches_have_the_bits_of_single_sequences() {
 fn pieces_at_multiples_of_the_chunk_have_the_bits_of_the_whole() {
     let Some(gpu) = emulated::gpu() else { return };
     let _shared = share();
-    for compute in [Compute::F32, Compute::Bf16] {
+    for (compute, len) in [(Compute::F32, 3 * SCAN_CHUNK + 1), (Compute::Bf16, 5 * SCAN_CHUNK + 9)]
+    {
         let Some(model) = on_device("golden/odd", gpu, compute) else { return };
         let mut run = Run::of(model);
-        for len in [5 * SCAN_CHUNK + 9, 3 * SCAN_CHUNK + 1] {
-            let tokens = run.tokens(3, len);
-            let whole = run.read(&tokens, &mut run.state());
-            let (mut state, mut found) = (run.state(), Vec::new());
-            let (first, rest) = tokens.split_at(SCAN_CHUNK);
-            for piece in [first].into_iter().chain(rest.chunks(2 * SCAN_CHUNK)) {
-                found.extend(run.read(piece, &mut state));
-            }
-            assert!(found == whole, "{compute:?}, {len} tokens");
+        let tokens = run.tokens(3, len);
+        let whole = run.read(&tokens, &mut run.state());
+        let (mut state, mut found) = (run.state(), Vec::new());
+        let (first, rest) = tokens.split_at(SCAN_CHUNK);
+        for piece in [first].into_iter().chain(rest.chunks(2 * SCAN_CHUNK)) {
+            found.extend(run.read(piece, &mut state));
         }
+        assert!(found == whole, "{compute:?}, {len} tokens");
     }
 }
 

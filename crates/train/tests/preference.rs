@@ -97,7 +97,7 @@ fn training_gives_sampled_tokens_the_log_probabilities_of_the_engine_to_the_bit(
     for isa in Isa::available() {
         let (config, parameters, chat) = trained();
         let roller = Roller::new(chat, config.clone(), (isa, 2), (1.0, 60));
-        let mut batches = GrpoBatches::new(prompts(4), roller, GrpoConfig::default());
+        let mut batches = GrpoBatches::new(prompts(2), roller, GrpoConfig::default());
         let comm = LocalComm::single();
         let policy = Policy { parameters: &parameters, comm: &comm };
         let mut packs = batches.step(&policy).unwrap();
@@ -119,7 +119,7 @@ fn training_gives_sampled_tokens_the_log_probabilities_of_the_engine_to_the_bit(
             };
             let gaps: Vec<_> = packs.iter().map(&mut gap).collect();
             let (gap, count) = gaps.iter().fold((0.0, 0.0), |a, b| (a.0 + b.0, a.1 + b.1));
-            assert!(count > 200.0, "{count} tokens");
+            assert!(count > 100.0, "{count} tokens");
             gap / count
         };
         for (keep, precision, threads) in [

@@ -37,7 +37,7 @@ void check(uint64_t address, const Allocation& a) {
 
 size_t device_bytes() {
     static const char* text = getenv("HYBRA_EMULATOR_BYTES");
-    static const size_t bytes = text && *text ? strtoull(text, nullptr, 10) : size_t(4) << 30;
+    static const size_t bytes = text && *text ? strtoull(text, nullptr, 10) : size_t(1) << 30;
     return bytes;
 }
 
@@ -58,8 +58,9 @@ uint64_t allocate(int device, size_t bytes) {
     if (mprotect(next, pages, PROT_READ | PROT_WRITE)) return 0;
     Allocation a{bytes, charged, device, next, next + pages};
     unsigned char* at = a.end - charged;
-    memset(a.pages, guard, pages);
+    memset(a.pages, guard, at - a.pages);
     memset(at, 0xff, bytes);
+    memset(at + bytes, guard, a.end - (at + bytes));
     next = a.end + page;
     used[device] += charged;
     live.emplace((uint64_t)at, a);
