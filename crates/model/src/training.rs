@@ -4,8 +4,9 @@
 //! Parameters and gradients are flat vectors in the order of a [`Layout`]. The forward pass goes
 //! document by document from empty states, and keeps of every block its input, its first projection
 //! and the input of its last one, of a scan also its output and states ([`Tape`]); with
-//! [`Keep::Inputs`] the input alone, and the block is run once more on the way back. The output head belongs to the loss: [`Trainable::forward`] ends at the final norm, and
-//! [`Trainable::backward`] starts there.
+//! [`Keep::Inputs`] the input alone, and the block is run once more on the way back. The output head
+//! belongs to the loss: [`Trainable::forward`] ends at the final norm, and [`Trainable::backward`]
+//! starts there. Behind the last block in which tokens meet both take only the rows that are read.
 //!
 //! A batch with [`Signals`] is an engine's own answers: its forward pass has the engine's bits.
 //!
@@ -17,6 +18,7 @@ mod block;
 mod mlp;
 mod packed_batch;
 mod read_rows;
+mod saved;
 mod views;
 
 pub use packed_batch::{PackedBatch, Signals, SoftLabels};
@@ -25,12 +27,13 @@ use crate::activations::sized;
 use crate::config::Config;
 use crate::layer::LayerConfig;
 use crate::parameters::Layout;
-use block::{Pass, Saved};
+use block::Pass;
 use hybra_kernels::ops::embedding::{embedding, embedding_backward};
 use hybra_kernels::ops::gemm::gemm;
 use hybra_kernels::ops::rms_norm::{rms_norm, rms_norm_backward};
 use hybra_kernels::{Cpu, DType, MatMut, MatRef, WeightRef};
 use read_rows::ReadRows;
+use saved::{Saved, Scratch};
 use serde::{Deserialize, Serialize};
 use views::Views;
 
@@ -74,7 +77,7 @@ pub struct Tape {
     hidden: Vec<f32>,
     /// After the final norm, `[T, h]`: the input of the output head.
     normed: Vec<f32>,
-    scratch: block::Scratch,
+    scratch: Scratch,
 }
 
 impl Tape {

@@ -1,6 +1,7 @@
 //! One block, backward: `d` is the gradient of the block's output before and of its input after.
 
-use super::block::{MixerConstants, Pass, Saved, Scratch, split_qkv};
+use super::block::{MixerConstants, Pass, split_qkv};
+use super::saved::{Saved, Scratch};
 use super::views::{Block, Mamba2, Mixer};
 use crate::activations::sized;
 use crate::layer::{AttentionConfig, LayerConfig, Mamba2Config};

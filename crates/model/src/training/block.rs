@@ -1,6 +1,7 @@
 //! One block, forward: `next = x + mixer(rms_norm(x))`, keeping what the way back needs.
 
 use super::read_rows::ReadRows;
+use super::saved::{Saved, Scratch};
 use super::views::{Block, Mamba2, Mixer};
 use super::{Precision, stored};
 use crate::config::Config;
@@ -12,9 +13,7 @@ use hybra_kernels::ops::gemm::gemm;
 use hybra_kernels::ops::mamba_split_conv1d_scan::{
     MixerParams, MixerSegment, mamba_split_conv1d_scan,
 };
-use hybra_kernels::ops::mamba_split_conv1d_scan_backward::{
-    KeptScan, mamba_split_conv1d_scan_kept,
-};
+use hybra_kernels::ops::mamba_split_conv1d_scan_backward::mamba_split_conv1d_scan_kept;
 use hybra_kernels::ops::product::{Operand, Write, product, product_bf16};
 use hybra_kernels::ops::rms_norm::rms_norm;
 use hybra_kernels::ops::ssd::SsdParams;
@@ -33,62 +32,6 @@ pub(super) struct Pass<'a> {
     pub(super) read: Option<&'a ReadRows>,
     pub(super) eps: f32,
     pub(super) precision: Precision,
-}
-
-/// What a block keeps.
-#[derive(Default)]
-pub(super) struct Saved {
-    /// Its input, `[T, h]`.
-    pub(super) x: Vec<f32>,
-    /// Its first projection: Mamba `[T, z | x | B | C | dt]`, attention q, k, v one after the
-    /// other, MLP up_proj's output before relu².
-    pub(super) wide: Vec<f32>,
-    /// The input of its last projection (for an MLP it is made again from `wide`).
-    pub(super) mix: Vec<f32>,
-    /// Of a Mamba block, if no engine's bits were asked for: y and the states between chunks.
-    pub(super) scan: KeptScan,
-}
-
-impl Saved {
-    pub(super) fn bytes(&self) -> usize {
-        4 * (self.x.capacity() + self.wide.capacity() + self.mix.capacity()) + self.scan.bytes()
-    }
-}
-
-/// Memory that is kept from block to block.
-#[derive(Default)]
-pub(super) struct Scratch {
-    pub(super) normed: Vec<f32>,
-    pub(super) out: Vec<f32>,
-    /// Those of some rows that are read.
-    pub(super) read: Vec<f32>,
-    /// Gradients: of the residual stream, of the normed input, of `wide` and of `mix`.
-    pub(super) dhidden: Vec<f32>,
-    pub(super) dnormed: Vec<f32>,
-    pub(super) dwide: Vec<f32>,
-    pub(super) dmix: Vec<f32>,
-    /// States of the documents.
-    conv: Vec<f32>,
-    ssm: Vec<f32>,
-    /// The block that is run once more.
-    pub(super) again: Saved,
-}
-
-impl Scratch {
-    pub(super) fn bytes(&self) -> usize {
-        let all = [
-            &self.normed,
-            &self.out,
-            &self.read,
-            &self.dhidden,
-            &self.dnormed,
-            &self.dwide,
-            &self.dmix,
-            &self.conv,
-            &self.ssm,
-        ];
-        4 * all.iter().map(|v| v.capacity()).sum::<usize>() + self.again.bytes()
-    }
 }
 
 /// Constants of a Mamba layer in the form of the ops.

@@ -5,7 +5,8 @@
 //! fold in their order that goes on from tile to tile, and a tile ends with a document or a multiple
 //! of [`WHOLE`] tokens behind the document's start, so the height of tiles changes no bit.
 
-use super::block::{Pass, Saved, Scratch};
+use super::block::Pass;
+use super::saved::{Saved, Scratch};
 use crate::activations::sized;
 use crate::layer::MlpConfig;
 use hybra_kernels::ops::activation::{add_of, relu2_backward, relu2_of};
