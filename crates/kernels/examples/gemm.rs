@@ -16,12 +16,12 @@ fn main() {
     let number = |i: usize, default| args.get(i).map_or(default, |a| a.parse().expect("a number"));
     let (n, k): (usize, usize) = (number(1, 22656), number(2, 4480));
     // With DENSITY, a layout by columns and inputs of which that share is not zero.
-    let density: Option<f64> = std::env::var("DENSITY").ok().map(|d| d.parse().expect("a number"));
+    let density: Option<f64> = variable("DENSITY");
     let layout = match density {
         Some(_) => Layout::of_sparse_inputs(dtype, n),
         None => Layout::Panels,
     };
-    let threads = std::env::var("THREADS").map_or(2, |t| t.parse().expect("a number"));
+    let threads = variable("THREADS").unwrap_or(2);
     let cpu = Cpu::new(Isa::from_env().expect("HYBRA_ISA"), threads);
     let peak = if dtype == DType::Bf16 { limits::bf16_dot(&cpu) } else { limits::int8_dot(&cpu) };
     let peak = peak.map_or(f64::NAN, |p| p.ops_per_second);
@@ -40,8 +40,8 @@ fn main() {
         })
         .collect();
     println!("{name} {n}x{k}, {threads} threads, {}, peak {:.0} GOP/s", cpu.isa(), peak / 1e9);
-    let rounds: Option<usize> = std::env::var("ROUNDS").ok().map(|r| r.parse().expect("a number"));
-    let only: Option<usize> = std::env::var("T").ok().and_then(|t| t.parse().ok());
+    let rounds: Option<usize> = variable("ROUNDS");
+    let only: Option<usize> = variable("T");
     let all = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 128, 512];
     for t in all.into_iter().filter(|t| only.is_none_or(|o| o == *t)) {
         let mut x: Vec<f32> = (0..t * k).map(|i| (i * 7919 % 2003) as f32 / 1001.0 - 1.0).collect();
@@ -77,4 +77,10 @@ fn main() {
             bytes / median / 1e9
         );
     }
+}
+
+/// A number from the environment.
+fn variable<T: std::str::FromStr>(name: &str) -> Option<T> {
+    let parse = |v: String| v.parse().unwrap_or_else(|_| panic!("{name}: {v:?} is no number"));
+    std::env::var(name).ok().map(parse)
 }
