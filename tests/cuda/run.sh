@@ -56,3 +56,10 @@ for dtype in bf16 q8_0 q4_0; do
         --batch 1,16,64 --chunk 8192 --seconds 120 --json >"$out/nano2-9b-$dtype.json"
     "$hybra" bench "$work/9b.gguf" --device cuda:0 --quick
 done
+rm "$work/9b.gguf"
+# The published claim, at the largest batches of a 22 GiB card, and the longest context in 19.66 GiB.
+compare=("$hybra" bench --compare transformer-8b nano2-9b --dtype bf16 --device cuda:0 --chunk 8192)
+TMPDIR=$work "${compare[@]}" --memory-budget 22GiB --points 8k/16k,1k/8k,8k/1k --seconds 300 \
+    --json >"$out/nano2-9b-transformer-8b-bf16.json"
+TMPDIR=$work "${compare[@]}" --memory-budget 19.66GiB --points 127k/1k --max-batch 1 \
+    --json >"$out/nano2-9b-128k-bf16.json"

@@ -139,10 +139,6 @@ impl Args {
         self.repeat.unwrap_or(if self.quick { 3 } else { 5 }) as usize
     }
 
-    fn kv_name(&self) -> String {
-        kv_name(self.state.into())
-    }
-
     fn load_options(&self) -> LoadOptions {
         self.cpu.load_options(Arithmetic::Fast)
     }
@@ -175,7 +171,6 @@ fn unix_time() -> u64 {
 /// Runs the command.
 pub(crate) fn run(args: Args) -> Result<ExitCode> {
     if args.comparison.asked() {
-        args.load_options().device.must_be_cpu("hybra bench --compare")?;
         return compare::run(&args);
     }
     let cpu = args.cpu.cpu()?;
@@ -191,7 +186,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         None => Limits::new(machine.last_cache_bytes),
     };
     let started = Instant::now();
-    let dtypes = device::state_dtypes(&model, load.arithmetic, args.state);
+    let dtypes = device::state_dtypes(model.gpu(), load.arithmetic, args.state);
     let work = Work::of(&model, dtypes);
     let available = match model.gpu() {
         Some(gpu) => Some(gpu.free_bytes()? + work.weight_bytes),
@@ -209,7 +204,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         version: env!("CARGO_PKG_VERSION"),
         unix_time: unix_time(),
         machine,
-        isa: device::processor(&model, &cpu).to_owned(),
+        isa: device::processor(model.gpu(), &cpu).to_owned(),
         threads: cpu.pool().threads(),
         model: source.name.clone(),
         pattern: model.config().pattern(),

@@ -45,7 +45,7 @@ pub(crate) fn parse(text: &str) -> Result<Device, String> {
 
 impl Device {
     /// Opens the GPU that was asked for; `None` for the CPU.
-    fn open(self) -> Result<Option<Gpu>> {
+    pub(crate) fn open(self) -> Result<Option<Gpu>> {
         let cache = kernel_cache();
         match self {
             Self::Cpu => Ok(None),
@@ -172,28 +172,28 @@ fn kv_on_device(arithmetic: Arithmetic) -> KvDtypeArg {
     }
 }
 
-/// The type of keys and values of a model, where [`keeps_kv`]; `on_cpu` if it is there.
+/// The type of keys and values of a model on this GPU, where [`keeps_kv`]; `on_cpu` without one.
 pub(crate) fn kv_dtype(
-    model: &NemotronH,
+    gpu: Option<&Gpu>,
     arithmetic: Arithmetic,
     on_cpu: KvDtypeArg,
 ) -> KvDtypeArg {
-    if model.gpu().is_some() { kv_on_device(arithmetic) } else { on_cpu }
+    if gpu.is_some() { kv_on_device(arithmetic) } else { on_cpu }
 }
 
-/// The number types of a model's states, where [`keeps_states`].
+/// The number types of a model's states on this GPU or on the CPU, where [`keeps_states`].
 pub(crate) fn state_dtypes(
-    model: &NemotronH,
+    gpu: Option<&Gpu>,
     arithmetic: Arithmetic,
     asked: StateArgs,
 ) -> StateDtypes {
-    let kv = kv_dtype(model, arithmetic, asked.kv_dtype()).into();
+    let kv = kv_dtype(gpu, arithmetic, asked.kv_dtype()).into();
     StateDtypes { kv, ..asked.into() }
 }
 
 /// What computes: a device's name, or the CPU's instruction set.
-pub(crate) fn processor<'a>(model: &'a NemotronH, cpu: &Cpu) -> &'a str {
-    model.gpu().map_or(cpu.isa().name(), |gpu| &gpu.info().name)
+pub(crate) fn processor<'a>(gpu: Option<&'a Gpu>, cpu: &Cpu) -> &'a str {
+    gpu.map_or(cpu.isa().name(), |gpu| &gpu.info().name)
 }
 
 /// An engine's settings with the memory that a GPU has for states: what weights and two passes at

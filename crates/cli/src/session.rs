@@ -50,7 +50,7 @@ impl Session {
         let source = source::resolve(name)?;
         let weights = source::load_model(&source, &cpu, load)?;
         let loaded = source::load_tokenizer(&source, weights.config())?;
-        let dtypes = device::state_dtypes(&weights, load.arithmetic, limits.state);
+        let dtypes = device::state_dtypes(weights.gpu(), load.arithmetic, limits.state);
         let config = EngineConfig {
             model_id: model_id(&source, &weights, load, &cpu),
             max_model_len: limits.context.unwrap_or(weights.config().max_position_embeddings),
@@ -75,7 +75,7 @@ impl Session {
 /// A number for the states that this model, arithmetic and processor make.
 fn model_id(source: &Source, model: &NemotronH, load: LoadOptions, cpu: &Cpu) -> u64 {
     let mut hasher = DefaultHasher::new();
-    let processor = device::processor(model, cpu);
+    let processor = device::processor(model.gpu(), cpu);
     (env!("CARGO_PKG_VERSION"), load.arithmetic.name(), processor).hash(&mut hasher);
     for info in source.checkpoint.tensors() {
         (&info.name, format!("{:?}", info.dtype), &info.shape).hash(&mut hasher);

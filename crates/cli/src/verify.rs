@@ -123,7 +123,7 @@ fn compare(
     let chunk = args.chunk.map(|n| n as usize);
     let arithmetic = args.cpu.load_options(Arithmetic::Exact).arithmetic;
     let kv_dtype = args.kv_dtype.unwrap_or(KvDtypeArg::F32);
-    let kv_dtype = device::kv_dtype(model, arithmetic, kv_dtype);
+    let kv_dtype = device::kv_dtype(model.gpu(), arithmetic, kv_dtype);
     let runner = Runner { cpu, model, kv_dtype: kv_dtype.into(), chunk };
     let exact = arithmetic == Arithmetic::Exact;
     let tolerance = args.tolerance.unwrap_or(if exact { TOLERANCE } else { f64::INFINITY });
@@ -157,7 +157,7 @@ fn compare(
     let report = Report {
         model: source.name.clone(),
         reference: args.reference.display().to_string(),
-        isa: device::processor(model, cpu).to_owned(),
+        isa: device::processor(model.gpu(), cpu).to_owned(),
         threads: cpu.pool().threads(),
         kv_dtype: kv_dtype.map_or_else(String::new, |name| name.get_name().to_owned()),
         chunk,

@@ -74,9 +74,6 @@ fn what_a_gpu_cannot_is_refused() {
         let error = error_of(&out);
         assert!(error.contains(expected), "{args:?}: {error}");
     }
-    let args = ["bench", "--device", "cuda:0", "--compare", "transformer", "nano2-9b"];
-    let error = error_of(&hybra(&libraries, &args));
-    assert!(error.contains("hybra bench --compare runs on the CPU only"), "{error}");
     let args = ["generate", "--device", "auto", "--speculate", "--prompt", PROGRAM];
     let out = hybra(&libraries, &[&args[..], &["--hide-thinking"]].concat());
     let said = String::from_utf8_lossy(&out.stderr);
@@ -100,6 +97,30 @@ fn bench_compares_with_the_limits_of_the_device() {
         assert!(result["share_of"]["bf16_dot"].as_f64().unwrap() > 0.0, "{result}");
         assert!(result["share_of"]["int8_dot"].is_null());
     }
+}
+
+/// Both models on the device, at the largest batch that its memory admits.
+#[test]
+fn a_comparison_runs_on_the_device() {
+    let Some(libraries) = emulated::build() else { return };
+    let args = ["bench", "--device", "cuda:0", "--compare", "transformer", "micro", "--json"];
+    let sampled = ["--points", "80/8", "--depths", "2", "--tokens", "2", "--chunk", "16"];
+    let out = hybra(&libraries, &[&args[..], &sampled, &["--max-batch", "3"]].concat());
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert!(out.status.success(), "{said}");
+    assert_eq!(said.matches("device: cuda:0 Emulated device").count(), 2, "{said}");
+    let record: Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!((&record["isa"], &record["kv_dtype"]), (&"Emulated device".into(), &"bf16".into()));
+    let room = record["room"]["machine"].as_u64().unwrap();
+    assert!(room < 1 << 30, "nine tenths of the device's memory: {room}");
+    for model in record["models"].as_array().unwrap() {
+        let run = &model["runs"][0];
+        assert_eq!((&run["batch"], &run["limited_by"]), (&3.into(), &"max_batch".into()));
+        assert!(run["tokens_per_second"].as_f64().unwrap() > 0.0);
+        let (taken, weights) = (&model["device_bytes"], &model["work"]["weight_bytes"]);
+        assert!(taken.as_u64().unwrap() > weights.as_u64().unwrap(), "{model}");
+    }
+    assert!(record["ratios"][0].as_f64().unwrap() > 0.0);
 }
 
 #[test]

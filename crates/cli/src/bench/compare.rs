@@ -2,7 +2,8 @@
 //! admits, in the same engine.
 //!
 //! The models are measured one after the other, because two of full size rarely fit at once; the
-//! machine's limits are measured before, between and behind them, so a drift shows.
+//! limits of the machine, or of the GPU that both run on, are measured before, between and behind
+//! them, so a drift shows.
 
 mod candidate;
 mod fit;
@@ -16,14 +17,17 @@ use super::limits::Limits;
 use super::machine::{Machine, peak_resident_bytes};
 use super::measure::Bencher;
 use super::work::Work;
-use super::{Args, unix_time};
+use super::{Args, kv_name, unix_time};
 use crate::convert::output::StoredType;
+use crate::cpu::LoadOptions;
+use crate::device::{self, Device};
 use crate::progress::Progress;
 use crate::size;
 use anyhow::Result;
 use candidate::Candidate;
 use clap::value_parser;
 use fit::Room;
+use hybra_cuda::Gpu;
 use hybra_kernels::Cpu;
 use hybra_model::StateDtypes;
 use hybra_model::density::DensityCounter;
@@ -74,9 +78,9 @@ impl CompareArgs {
         self.compare.is_some()
     }
 
-    /// The memory for a model beside `taken` bytes of our own.
-    fn room(&self, machine: &Machine, taken: u64) -> Room {
-        let usable = machine.available_bytes.map(|bytes| (bytes as f64 * USABLE) as u64);
+    /// The memory for a model, of the `available` beside `taken` bytes of our own.
+    fn room(&self, available: Option<u64>, taken: u64) -> Room {
+        let usable = available.map(|bytes| (bytes as f64 * USABLE) as u64);
         Room {
             budget: self.memory_budget,
             machine: usable.map(|bytes| bytes.saturating_sub(taken)),
@@ -101,27 +105,36 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
     let options = &args.comparison;
     let cpu = args.cpu.cpu()?;
     let machine = Machine::detect();
+    let load = args.load_options();
+    let asked = load.device.settled(device::keeps_states(load.arithmetic, args.state))?;
+    let gpu = asked.open()?;
     let other = options.compare.as_deref().unwrap_or_default();
     let candidates = candidate::pair(args.model.as_deref(), other, options.dtype)?;
-    let mut limits = Limits::new(machine.last_cache_bytes);
-    let room = options.room(&machine, limits.bytes());
+    let (mut limits, available) = match &gpu {
+        Some(gpu) => (Limits::of_device(gpu)?, Some(gpu.free_bytes()?)),
+        None => (Limits::new(machine.last_cache_bytes), machine.available_bytes),
+    };
+    let room = options.room(available, limits.bytes());
     let points = options.points(args.quick);
     let configs = [&candidates[0].config, &candidates[1].config];
     let projections = project::project(configs, &points, options.max_batch);
-    let mut session = Session { args, cpu, room, points, started, limits: &mut limits };
+    let dtypes = device::state_dtypes(gpu.as_ref(), load.arithmetic, args.state);
+    let mut session =
+        Session { args, cpu, gpu, dtypes, room, points, started, limits: &mut limits };
     session.limits.sample(&session.cpu)?;
     let [first, second] = &candidates;
     let total = args.comparison_seconds();
     let models = [session.measure(first, total / 2.0)?, session.measure(second, total)?];
-    let Session { cpu, points, .. } = session;
+    let Session { cpu, gpu, points, .. } = session;
     let peak = peak_resident_bytes().map(|bytes| bytes.saturating_sub(limits.bytes()));
     let report = Comparison {
         version: env!("CARGO_PKG_VERSION"),
         unix_time: unix_time(),
         machine,
-        isa: cpu.isa().name(),
+        isa: device::processor(gpu.as_ref(), &cpu).to_owned(),
+        on_device: gpu.is_some(),
         threads: cpu.pool().threads(),
-        kv_dtype: args.kv_name(),
+        kv_dtype: kv_name(dtypes),
         room,
         sampling: sampling(args),
         limits: limits.measured(),
@@ -154,6 +167,9 @@ fn sampling(args: &Args) -> Sampling {
 struct Session<'a> {
     args: &'a Args,
     cpu: Cpu,
+    /// Where both run, if not on the CPU.
+    gpu: Option<Gpu>,
+    dtypes: StateDtypes,
     room: Room,
     points: Vec<RunPoint>,
     started: Instant,
@@ -165,10 +181,14 @@ impl Session<'_> {
     /// `deadline` seconds after the start are skipped, but for the first.
     fn measure(&mut self, candidate: &Candidate, deadline: f64) -> Result<Compared> {
         let loading = Instant::now();
-        let loaded = candidate.load(&self.cpu, self.args.load_options())?;
+        let free = self.gpu.as_ref().map(Gpu::free_bytes).transpose()?;
+        // By its number: a model that finds no room must not end up on the CPU.
+        let device = self.gpu.as_ref().map_or(Device::Cpu, |gpu| Device::Cuda(gpu.info().ordinal));
+        let options = LoadOptions { device, ..self.args.load_options() };
+        let loaded = candidate.load(&self.cpu, options)?;
         let model = &loaded.model;
         let load_seconds = loading.elapsed().as_secs_f64();
-        let dtypes: StateDtypes = self.args.state.into();
+        let dtypes = self.dtypes;
         let work = Work::of(model, dtypes);
         let settings = MemorySettings {
             weights: WeightFormat::loaded(candidate.dtype),
@@ -190,6 +210,9 @@ impl Session<'_> {
             memory_rate: self.limits.measured().memory_read.median,
         };
         let runs = self.runs(&mut runner, &candidate.name, deadline)?;
+        // Memory of states that are gone is kept for the next ones: this is the most of all points.
+        let left = self.gpu.as_ref().map(Gpu::free_bytes).transpose()?;
+        let device_bytes = free.zip(left).map(|(free, left)| free.saturating_sub(left));
         self.limits.sample(&self.cpu)?;
         Ok(Compared {
             name: candidate.name.clone(),
@@ -199,6 +222,7 @@ impl Session<'_> {
             work,
             mlp_density: density.mean(),
             load_seconds,
+            device_bytes,
             runs,
         })
     }

@@ -21,7 +21,10 @@ pub(super) struct Comparison {
     /// Seconds since 1970.
     pub(super) unix_time: u64,
     pub(super) machine: Machine,
-    pub(super) isa: &'static str,
+    /// The CPU's instruction set, or the GPU's name.
+    pub(super) isa: String,
+    #[serde(skip)]
+    pub(super) on_device: bool,
     pub(super) threads: usize,
     pub(super) kv_dtype: String,
     pub(super) room: Room,
@@ -49,6 +52,9 @@ pub(super) struct Compared {
     pub(super) work: Work,
     pub(super) mlp_density: Option<f64>,
     pub(super) load_seconds: f64,
+    /// The most that weights, states and passes took of a GPU's memory, as its driver counts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) device_bytes: Option<u64>,
     pub(super) runs: Vec<Outcome>,
 }
 
@@ -84,7 +90,10 @@ impl Comparison {
         }
         let cpu = self.machine.cpu.as_deref().unwrap_or("unknown CPU");
         let (threads, cores) = (plural(self.threads, "thread"), plural(self.machine.cores, "core"));
-        writeln!(f, "{cpu}, {threads} on {cores}, {}", self.isa)?;
+        match self.on_device {
+            true => writeln!(f, "{}, beside {cpu}", self.isa)?,
+            false => writeln!(f, "{cpu}, {threads} on {cores}, {}", self.isa)?,
+        }
         let memory = self.limits.memory_read;
         let [median, min, max] = [memory.median, memory.min, memory.max].map(|v| number(v / 1e9));
         writeln!(f, "memory read {median} GB/s ({min}–{max}) before, between and after\n")
@@ -93,6 +102,7 @@ impl Comparison {
     fn write_runs(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let budget = match self.room.budget {
             Some(bytes) => format!("a budget of {}", size::bytes(bytes)),
+            None if self.on_device => "this GPU".to_owned(),
             None => "this machine".to_owned(),
         };
         writeln!(f, "Tokens/s of all sequences, at the largest batch that fits {budget}:")?;
@@ -130,10 +140,16 @@ impl Comparison {
         let runs = || self.models.iter().flat_map(|model| &model.runs).filter_map(Outcome::run);
         if self.room.budget.is_some() && runs().any(|run| is(Limit::Machine)(&run)) {
             let machine = size::bytes(self.room.machine.unwrap_or(0));
-            writeln!(f, "m: the budget admits more, this machine ({machine}) does not.")?;
+            let this = if self.on_device { "this GPU" } else { "this machine" };
+            writeln!(f, "m: the budget admits more, {this} ({machine}) does not.")?;
         }
         if runs().any(|run| is(Limit::MaxBatch)(&run)) {
             writeln!(f, "c: capped by --max-batch {}.", self.room.max_batch)?;
+        }
+        for model in &self.models {
+            if let Some(bytes) = model.device_bytes {
+                writeln!(f, "{}: at most {} of the GPU taken", model.name, size::bytes(bytes))?;
+            }
         }
         let time = size::duration(Duration::from_secs_f64(self.seconds));
         let peak = self.peak_resident_bytes.map_or("n/a".to_owned(), size::bytes);
