@@ -13,7 +13,10 @@ compiled      `torch.compile` of the same model; needs a C++ compiler
 The processes keep freed memory (glibc settings, else page faults take a large share of a step);
 `--malloc default` measures without that. `--hybra BINARY` measures Hybra's trainer as well, before and after the others: the recipe of
 runs/default-model in its shape (that of `--preset teacher-s`), packs of as many tokens as a step
-has, with its data loading; only its replies are learned, which spares it a small part of the head.
+has, with its data loading; only its replies are learned (`learned_share`), so that it computes the
+head and what follows the last Mamba or attention block for those tokens alone. `--learned SHARE`
+gives the plain and the compiled model the same: as large a share of tokens counts, and no others'
+rows go behind that block.
 Under `--bf16` the head of the others is bf16 as well, Hybra's is f32.
 `--check DIR` first compares loss and gradients of the
 models with DIR/reference.safetensors and measures nothing unless told a config as well.
@@ -81,6 +84,8 @@ def arguments():
     add("--chunk", type=int, metavar="Q", help="of the SSD [default: the fastest of 32, 64, 128]")
     add("--micro", type=int, metavar="ROWS",
         help="rows of one forward and backward pass; gradients are summed [default: all]")
+    add("--learned", type=float, default=1.0, metavar="SHARE",
+        help="of the tokens, those that count in the loss [default: all]")
     add("--optimizer", choices=("fused", "foreach"), default="fused")
     add("--precision", choices=("highest", "high", "medium"), default="highest",
         help="of f32 matrix products, torch.set_float32_matmul_precision")
@@ -102,6 +107,8 @@ def arguments():
         parser.error("--tokens must be a multiple of --length")
     if args.micro and (args.tokens // args.length) % args.micro:
         parser.error("--micro must divide the rows")
+    if not 0 < args.learned <= 1 or (args.learned < 1 and args.micro):
+        parser.error("--learned must be a share above 0, and excludes --micro")
     if args.chunk and args.chunk < 1:
         parser.error("--chunk must be positive")
     return args
@@ -344,8 +351,9 @@ if torch is not None:
                 self.mixer.up_proj = Parameters(weight=[config["intermediate_size"], hidden])
                 self.mixer.down_proj = Parameters(weight=[hidden, config["intermediate_size"]])
 
-        def forward(self, x):
+        def forward(self, x, rows=None):
             mixer, scale = self.mixer, self.norm.weight
+            pick = lambda t: t if rows is None else t.flatten(0, 1).index_select(0, rows)
             normed = F.rms_norm(x, x.shape[-1:], None, self.eps)
             if self.kind == "M":
                 length = normed.shape[1]
@@ -358,14 +366,15 @@ if torch is not None:
                                         mixer.dt_bias, mixer.A_log, mixer.D,
                                         (*self.dims, chunk), self.limit, self.eps)
                 mixed = mixed[:, :length] if extra else mixed
-                return x + F.linear(mixed, mixer.out_proj.weight * mixer.norm.weight)
+                return pick(x) + F.linear(pick(mixed), mixer.out_proj.weight * mixer.norm.weight)
             if self.kind == "*":
                 weight = torch.cat([mixer.q_proj.weight, mixer.k_proj.weight, mixer.v_proj.weight])
                 mixed = F.linear(normed, weight * scale).unflatten(-1, (-1, self.width))
                 q, k, v = mixed.transpose(1, 2).split([self.heads, self.kv, self.kv], 1)
                 mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True,
                                                        enable_gqa=self.heads != self.kv)
-                return x + F.linear(mixed.transpose(1, 2).flatten(-2), mixer.o_proj.weight)
+                mixed = mixed.transpose(1, 2).flatten(-2)
+                return pick(x) + F.linear(pick(mixed), mixer.o_proj.weight)
             hidden = Relu2.apply(F.linear(normed, mixer.up_proj.weight * scale))
             return x + F.linear(hidden, mixer.down_proj.weight)
 
@@ -404,17 +413,20 @@ if torch is not None:
             for layer in self.backbone.layers:
                 layer.chunk = chunk
 
-        def logits(self, ids):
+        def logits(self, ids, rows=None):
             x = F.embedding(ids, self.backbone.embeddings.weight)
-            for layer in self.backbone.layers:
-                x = layer(x)
+            meeting = max(i for i, layer in enumerate(self.backbone.layers) if layer.kind != "-")
+            for i, layer in enumerate(self.backbone.layers):
+                x = layer(x, rows if i == meeting else None)
             x = F.rms_norm(x, x.shape[-1:], None, self.eps)
             return F.linear(x, self.lm_head.weight * self.backbone.norm_f.weight)
 
-        def forward(self, ids, labels):
-            """Mean cross entropy; labels below zero do not count."""
-            return F.cross_entropy(self.logits(ids).flatten(0, 1).float(), labels.flatten(),
-                                   ignore_index=-100)
+        def forward(self, ids, labels, rows=None):
+            """Mean cross entropy of some rows; labels below zero do not count."""
+            labels = labels.flatten() if rows is None else labels.flatten()[rows]
+            logits = self.logits(ids, rows)
+            logits = logits.flatten(0, 1) if rows is None else logits
+            return F.cross_entropy(logits.float(), labels, ignore_index=-100)
 
     class Transformers(torch.nn.Module):
         def __init__(self, config, chunk):
@@ -435,7 +447,7 @@ if torch is not None:
                 if type(module).__name__ == "NemotronHMamba2Mixer":
                     module.chunk_size = chunk
 
-        def forward(self, ids, labels):
+        def forward(self, ids, labels, rows=None):
             logits = self.model(input_ids=ids, use_cache=False).logits
             return F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(),
                                    ignore_index=-100)
@@ -463,13 +475,20 @@ class Trainer:
         # Views with a step would make compiled code copy; a trainer's batches are contiguous too.
         self.ids, self.labels = data[:, :-1].contiguous(), data[:, 1:].contiguous()
         self.micro = args.micro or rows
+        self.learned = None
+        if args.learned < 1:
+            count = max(1, round(args.learned * args.tokens))
+            self.learned = torch.randperm(args.tokens)[:count].sort().values
+            others = torch.ones(args.tokens, dtype=torch.bool)
+            others[self.learned] = False
+            self.labels.view(-1)[others] = -100
 
     def step(self):
         parts = len(self.ids) // self.micro
         total = 0.0
         for ids, labels in zip(self.ids.split(self.micro), self.labels.split(self.micro)):
             with torch.autocast("cpu", torch.bfloat16, enabled=self.args.bf16):
-                loss = self.run(ids, labels)
+                loss = self.run(ids, labels, self.learned)
             (loss / parts if parts > 1 else loss).backward()
             total += loss.item() / parts
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -530,7 +549,7 @@ def child(args, config):
     steps = trainer.timed(args.steps)
     speeds = [args.tokens / wall for _, wall, _ in steps]
     print(RECORD + json.dumps({
-        "variant": args.child, "chunk": chunk,
+        "variant": args.child, "chunk": chunk, "learned_share": args.learned,
         "tokens_per_second": {"median": statistics.median(speeds), "min": min(speeds),
                               "max": max(speeds)},
         "step_seconds": [wall for _, wall, _ in steps],
@@ -550,7 +569,8 @@ def start_child(args, variant, chunk):
     command = [sys.executable, os.path.abspath(__file__), "--child", variant,
                "--tokens", args.tokens, "--length", args.length, "--steps", args.steps,
                "--threads", args.threads, "--optimizer", args.optimizer,
-               "--precision", args.precision, "--malloc", args.malloc]
+               "--precision", args.precision, "--malloc", args.malloc,
+               "--learned", args.learned]
     command += ["--preset", args.preset] if args.preset else [args.config.resolve()]
     for name in ("chunk", "micro"):
         value = chunk if name == "chunk" else getattr(args, name)
@@ -595,8 +615,11 @@ def hybra(args):
                 return {"variant": "hybra", "error": log.read().strip().splitlines()[-3:]}
         with open(f"{folder}/run/timing.jsonl", encoding="utf-8") as timing:
             rows = [json.loads(line) for line in timing][WARM_UPS:]
+        with open(f"{folder}/run/log.jsonl", encoding="utf-8") as log:
+            last = json.loads(log.readlines()[-1])
     speeds = [row["tokens_per_second"] for row in rows]
     return {"variant": "hybra", "precision": precision,
+            "learned_share": last["learned_tokens"] / last["tokens"],
             "tokens_per_second": {"median": statistics.median(speeds), "min": min(speeds),
                                   "max": max(speeds)},
             "step_seconds": [row["seconds"] for row in rows],
