@@ -56,6 +56,7 @@ Examples:
   hybra bench ./model --prefill 512 --batch 1,16 --json > record.json
   hybra bench --compare transformer-8b nano2-9b --memory-budget 22GiB
   hybra bench model.gguf --compare transformer --points 8k/16k
+  hybra bench --compare transformer-8b --dtype bf16 --device cuda:0
   HYBRA_ISA=avx2 hybra bench --threads 1")]
 pub(crate) struct Args {
     /// Directory, .gguf file or hub id; with --compare also a preset [default: the model inside
